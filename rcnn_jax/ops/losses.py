@@ -1,0 +1,66 @@
+"""Masked losses. Each returns the SUM over the valid rows; the caller names what to divide by.
+
+Rows that are not valid contribute neither to the value nor to the gradient, whatever stands in them: they are
+replaced before the arithmetic, since 0 * NaN is NaN.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def softmax_cross_entropy(logits: jax.Array, classes: jax.Array, valid: jax.Array) -> jax.Array:
+  """f32[]: sum of -log softmax(logits)[class].
+
+  Args:
+    logits: f32[N, K + 1], any float type; the arithmetic is float32.
+    classes: i32[N], 0..K.
+    valid: bool[N].
+  """
+  logits = _only(valid, logits)
+  target = jnp.arange(logits.shape[-1]) == _only(valid, classes)[..., None]
+  log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+  # A mask rather than a gather: its gradient is no scatter.
+  loss = -jnp.where(target, log_probabilities, 0.0).sum(axis=-1)
+  return _only(valid, loss).sum()
+
+
+def sigmoid_cross_entropy(logits: jax.Array, labels: jax.Array, valid: jax.Array) -> jax.Array:
+  """f32[]: sum of the binary cross-entropy of sigmoid(logits).
+
+  Args:
+    logits: f32[N, ...].
+    labels: of the same shape, 0..1 or bool.
+    valid: bool[N] or of as many leading axes of the logits as wanted.
+  """
+  logits = _only(valid, logits).astype(jnp.float32)
+  labels = _only(valid, labels).astype(jnp.float32)
+  return _only(valid, jax.nn.softplus(logits) - logits * labels).sum()
+
+
+def smooth_l1(predictions: jax.Array, targets: jax.Array, valid: jax.Array, *, beta: float = 1.0) -> jax.Array:
+  """f32[]: sum of the smooth L1 distances (Fast R-CNN, equation 3).
+
+  Args:
+    predictions: f32[N, ...].
+    targets: of the same shape.
+    valid: bool[N] or of as many leading axes of the predictions as wanted.
+    beta: where the parabola meets the line; 0 is the L1 distance. Fast R-CNN uses 1, torchvision's RPN 1/9.
+  """
+  difference = _only(valid, predictions).astype(jnp.float32) - _only(valid, targets).astype(jnp.float32)
+  distance = jnp.abs(difference)
+  if beta > 0:
+    distance = jnp.where(distance < beta, 0.5 * difference**2 / beta, distance - 0.5 * beta)
+  return distance.sum()
+
+
+def divide(total: jax.Array, count: jax.Array) -> jax.Array:
+  """total / count, for a named count of samples, and 0 for a sum over nothing: the count is taken as at least 1."""
+  return total / jnp.maximum(jnp.asarray(count, jnp.float32), 1.0)
+
+
+def _only(valid: jax.Array, values: jax.Array) -> jax.Array:
+  """The values, 0 where not valid; bool[N] masks whole rows of values [N, ...]."""
+  mask = valid.reshape(valid.shape + (1,) * (values.ndim - valid.ndim))
+  return jnp.where(mask, values, jnp.zeros((), values.dtype))
