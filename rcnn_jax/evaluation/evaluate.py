@@ -1,0 +1,126 @@
+"""One evaluation, whole: detect, measure, write the files, draw the pictures, print the tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+import json
+import pathlib
+import time
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from rcnn_jax.evaluation import coco, detect, draw, voc
+
+PICTURE_MIN_SCORE = 0.5
+# What stands in the printed table, in this order; the rest of metrics.json goes unprinted.
+SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl")
+MEANINGS = {
+    "AP": "mean over IoU 0.50:0.95", "AP50": "IoU 0.50", "AP75": "IoU 0.75", "APs": "area below 32²",
+    "APm": "area 32² to 96²", "APl": "area above 96²", "ARs": "area below 32²", "ARm": "area 32² to 96²",
+    "ARl": "area above 96²"}
+
+
+def evaluate(model, variables, data, source, outdir, *, mesh=None, pictures: int = 8,
+             max_detections: int = 100) -> dict[str, float | None]:
+  """Evaluates a model on every image of a source, once.
+
+  Writes into `outdir`: metrics.json (the returned metrics), detections.json (COCO results entries), curves.json
+  (precision at IoU 0.5 over 101 recalls, by kind and class) and pictures/*.png (ground truth beside detections).
+
+  Args:
+    model: with `apply(variables, batch, method='detect')`.
+    variables: of the model.
+    data: `rcnn_jax.data` Data: canvases, resizing, batch size.
+    source: opened data source, with ground truth.
+    outdir: made if need be.
+    mesh: with an axis 'data' over which each batch is shared out.
+    pictures: how many, evenly spaced over the source.
+    max_detections: counted in each image and class by COCO's metrics.
+
+  Returns:
+    Flat metrics in 0..1; None where the ground truth has nothing to be found.
+  """
+  annotations = [source.annotations(i) for i in range(len(source))]
+  truth = coco.truth_dataset(annotations, source.categories)
+  start = time.perf_counter()
+  results = detect_source(model, variables, data, source, annotations, mesh)
+  seconds = time.perf_counter() - start
+  metrics, curves = measure(truth, results, max_detections)
+  outdir = pathlib.Path(outdir)
+  _write_json(outdir / "metrics.json", metrics)
+  _write_json(outdir / "detections.json", results.entries)
+  _write_json(outdir / "curves.json", curves)
+  _write_pictures(outdir / "pictures", source, truth, results.entries, pictures)
+  print(f"{len(source)} images, {len(results.entries)} detections, {seconds:.1f} s "
+        f"({len(source) / seconds:.1f} images/s, compilation included)")
+  print(tables(metrics, [c.name for c in source.categories], max_detections))
+  return metrics
+
+
+def detect_source(model, variables, data, source, annotations: Sequence[Any], mesh=None) -> detect.Results:
+  """The model's results over the whole source; the batch is rounded up to a multiple of the mesh's devices."""
+  from rcnn_jax.data import loader
+  shares = mesh.shape["data"] if mesh is not None else 1
+  batch_size = -(-data.batch_size[1] // shares) * shares
+  sizes = {int(a.image_id): (int(a.size[0]), int(a.size[1])) for a in annotations}
+  batches = loader.eval_batches(data, source, batch_size=batch_size)
+  return detect.detect(model, variables, batches, sizes, [c.id for c in source.categories], mesh=mesh)
+
+
+def measure(truth: dict, results: detect.Results, max_detections: int = 100,
+            ) -> tuple[dict[str, float | None], dict[str, dict[str, list[float]]]]:
+  """COCO's metrics of each kind that model and ground truth both have, then VOC's; and curves by kind and class."""
+  needed = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
+  metrics, curves = {}, {}
+  for kind in results.kinds:
+    if all(needed[kind] in a for a in truth["annotations"]):
+      numbers, curves[kind] = coco.coco_metrics(truth, results.entries, kind, max_detections)
+      metrics |= numbers
+  return metrics | voc.voc_metrics(truth, results.entries), curves
+
+
+def tables(metrics: Mapping[str, float | None], names: Sequence[str], max_detections: int = 100) -> str:
+  """Metrics as text, percent: one table of summary numbers, one of classes; every column names its metric."""
+  kinds = [kind for kind in ("bbox", "segm", "keypoints") if f"{kind}/AP" in metrics]
+  rows = []
+  for row in SUMMARY:
+    for name in ([f"AR{n}" for n in (1, 10, 20, max_detections)] if row == "AR" else [row]):
+      if any(f"{kind}/{name}" in metrics for kind in kinds):
+        meaning = MEANINGS.get(name, f"{name[2:]} detections an image")
+        rows.append([name, *(_percent(metrics, f"{kind}/{name}") for kind in kinds), meaning])
+  summary = _table(["COCO metric, %", *kinds, ""], rows)
+  columns = [*(f"{kind}/AP" for kind in kinds), "voc/AP_area", "voc/AP_11pt"]
+  headers = [*(f"COCO {kind} AP" for kind in kinds), "VOC AP area, IoU 0.5", "VOC AP 11 points, IoU 0.5"]
+  classes = [[name, *(_percent(metrics, f"{column}/{name}") for column in columns)] for name in names]
+  means = [_percent(metrics, name) for name in (*columns[:-2], "voc/mAP_area", "voc/mAP_11pt")]
+  return summary + "\n\n" + _table(["class, %", *headers], [*classes, ["mean over classes", *means]])
+
+
+def _percent(metrics: Mapping[str, float | None], name: str) -> str:
+  value = metrics.get(name)
+  return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
+  line = lambda row: "  ".join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:]))]).rstrip()
+  return "\n".join([line(header), "  ".join("-" * w for w in widths), *(line(row) for row in rows)])
+
+
+def _write_json(path: pathlib.Path, value: Any) -> None:
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(value, indent=1 if isinstance(value, dict) and path.stem == "metrics" else None,
+                             allow_nan=False) + "\n")
+
+
+def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence[dict], count: int) -> None:
+  outdir.mkdir(parents=True, exist_ok=True)
+  names = {c["id"]: c["name"] for c in truth["categories"]}
+  for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)):
+    image = truth["images"][index]
+    objects, found = ([o for o in group if o["image_id"] == image["id"]] for group in (truth["annotations"], entries))
+    picture = draw.side_by_side(source.image(int(index)), objects, found, names, title=image["file_name"],
+                                min_score=PICTURE_MIN_SCORE)
+    Image.fromarray(picture).save(outdir / f"{pathlib.PurePath(image['file_name']).stem}.png")
