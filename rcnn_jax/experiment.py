@@ -1,0 +1,372 @@
+"""An experiment is a value: what it holds, how a path of it is overridden, how it is written to JSON and read back.
+
+Linen modules are frozen dataclasses, so the model is its own configuration. Everything inside an `Experiment` is a
+frozen dataclass, a Linen module, a tuple, a number, a string, a bool or None; nothing else belongs here, and neither
+does anything that builds or trains.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import importlib
+import importlib.util
+import math
+import pathlib
+import sys
+import types
+import typing
+from typing import Any
+
+import flax.linen as nn
+
+ABSENT = "<absent>"  # what `diff` shows for a path that one of the two does not have
+
+
+class ExperimentError(ValueError):
+  """An experiment that cannot be found, read or changed as asked."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+  """When the model is evaluated while it trains, and by what the best checkpoint is told."""
+
+  every_steps: int | None = None  # None: only after the last step
+  keep_best: str = "bbox/AP"  # a name of metrics.json; higher is better
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoints:
+  """How often the state of the training is saved; the best checkpoint is kept beside the last ones."""
+
+  every_steps: int = 1000
+  keep_last: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneWeights:
+  """The backbone starts from a file of pretrained weights."""
+
+  path: str
+
+  def load(self, variables: dict) -> dict:
+    """Returns `variables` with the backbone's leaves taken from the file."""
+    from rcnn_jax.weights import backbone
+
+    return backbone.load(self.path, variables)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """Everything that decides what a training run computes."""
+
+  name: str
+  data: Any  # rcnn_jax.data's Data: the sources, the transforms, the canvases and the batch sizes
+  model: nn.Module  # a Detector; what only the data knows (num_classes) is filled in when the two meet
+  stages: tuple[Any, ...]  # the stages of the training, in order, e.g. (Sgd(...),)
+  seed: int = 0
+  evaluation: Evaluation = Evaluation()
+  checkpoints: Checkpoints = Checkpoints()
+  init: BackboneWeights | None = None
+
+  def override(self, changes: dict[str, Any]) -> Experiment:
+    """Returns the experiment with the values at some paths replaced.
+
+    Args:
+      changes: path -> value, e.g. {"model.proposer.nms_iou": 0.8, "stages.0.steps": 900}; applied in order.
+
+    Raises:
+      ExperimentError: for a path that is not there (names the nearest ones), or a value of another type.
+    """
+    changed = self
+    for path, value in changes.items():
+      changed = _replace(changed, path.split("."), value, path, self)
+    return changed
+
+  def set(self, assignments: typing.Iterable[str]) -> Experiment:
+    """`override` from the command line's `path=value` strings; the value is read by the type of its field."""
+    changed = self
+    for assignment in assignments:
+      path, equals, text = assignment.partition("=")
+      if not equals:
+        raise ExperimentError(f"--set={assignment}: expected path=value")
+      changed = _replace(changed, path.strip().split("."), _Text(text.strip()), path.strip(), self)
+    return changed
+
+
+# ---------------------------------------------------------------------------------------------- walking the tree
+
+
+def children(node: Any) -> dict[str, Any] | None:
+  """The named parts of a dataclass, Linen module, tuple, list or dict; None for a leaf."""
+  if dataclasses.is_dataclass(node) and not isinstance(node, type):
+    return {f.name: getattr(node, f.name) for f in _fields(type(node))}
+  if isinstance(node, (tuple, list)):
+    return {str(i): value for i, value in enumerate(node)}
+  if isinstance(node, dict):
+    return {str(key): value for key, value in node.items()}
+  return None
+
+
+def _fields(cls: type) -> list[dataclasses.Field]:
+  """The fields that configure a value of this class: Linen's own `parent` and `name` are not among them."""
+  linen = {"parent", "name"} if issubclass(cls, nn.Module) else set()
+  return [f for f in dataclasses.fields(cls) if f.init and f.name not in linen]
+
+
+def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
+  """Every path of an experiment with its value, a dataclass' own path with its class' name, in order.
+
+  A tuple of plain values is one value here, though its elements can be overridden one by one.
+  """
+  if not _holds_dataclass(node):
+    return {prefix: node}
+  flat = {prefix: type(node).__name__} if prefix and dataclasses.is_dataclass(node) else {}
+  for name, part in children(node).items():
+    flat |= flatten(part, f"{prefix}.{name}" if prefix else name)
+  return flat
+
+
+def _holds_dataclass(node: Any) -> bool:
+  return dataclasses.is_dataclass(node) or any(_holds_dataclass(part) for part in (children(node) or {}).values())
+
+
+def diff(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
+  """The paths at which two experiments (or two JSON forms) differ, as (path, value in a, value in b)."""
+  parts_a, parts_b = children(a), children(b)
+  sequences = isinstance(a, (tuple, list)) and (isinstance(b, (tuple, list)) and len(a) != len(b))
+  if parts_a is None or parts_b is None or type(a) is not type(b) or sequences:
+    return [] if a == b else [(prefix, a, b)]
+  differences = []
+  for name in {**parts_a, **parts_b}:
+    path = f"{prefix}.{name}" if prefix else name
+    differences += diff(parts_a.get(name, ABSENT), parts_b.get(name, ABSENT), path)
+  return differences
+
+
+# ---------------------------------------------------------------------------------------------- override by path
+
+
+@dataclasses.dataclass(frozen=True)
+class _Text:
+  """A value still in the command line's writing."""
+
+  text: str
+
+
+def _replace(node: Any, keys: list[str], value: Any, path: str, root: Any, hint: Any = Any) -> Any:
+  if not keys:
+    if hint is Any and dataclasses.is_dataclass(node) and not dataclasses.is_dataclass(value):
+      raise ExperimentError(f"{path}: expected a value like {type(node).__name__}(...), got {value!r}")
+    return _checked(value, hint, path)
+  parts = children(node)
+  key = keys[0]
+  if parts is None or key not in parts:
+    raise ExperimentError(_unknown_path(path, root))
+  if isinstance(node, tuple):
+    element = _element_hint(hint, int(key), len(node))
+    new = _replace(node[int(key)], keys[1:], value, path, root, element)
+    return node[: int(key)] + (new,) + node[int(key) + 1 :]
+  new = _replace(parts[key], keys[1:], value, path, root, _field_hint(type(node), key))
+  return node.clone(**{key: new}) if isinstance(node, nn.Module) else dataclasses.replace(node, **{key: new})
+
+
+def _unknown_path(path: str, root: Any) -> str:
+  """Says that a path is not there, and which of those that are there come nearest to it."""
+  known = list(flatten(root))
+  last = path.rpartition(".")[2]
+  same_name = [p for p in known if p.rpartition(".")[2] == last]
+  near = list(dict.fromkeys(same_name + difflib.get_close_matches(path, known, n=4, cutoff=0.6)))[:4]
+  hint = f"; nearest: {', '.join(near)}" if near else f"; the top level has {', '.join(children(root))}"
+  return f"the experiment has no path {path!r}{hint}"
+
+
+def _field_hint(cls: type, name: str) -> Any:
+  return typing.get_type_hints(cls).get(name, Any)
+
+
+def _element_hint(hint: Any, index: int, length: int) -> Any:
+  """The type of one element of a tuple whose type is `hint`."""
+  for option in _options(hint):
+    if typing.get_origin(option) is tuple:
+      arguments = typing.get_args(option)
+      if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return arguments[0]
+      if len(arguments) == length:
+        return arguments[index]
+  return Any
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+  return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _checked(value: Any, hint: Any, path: str) -> Any:
+  """The value in the type that its field asks for, read from text where it is still text."""
+  candidates = _readings(value.text) if isinstance(value, _Text) else (value,)
+  for candidate in candidates:
+    fits, coerced = _coerce(candidate, hint)
+    if fits:
+      return coerced
+  shown = value.text if isinstance(value, _Text) else value
+  raise ExperimentError(f"{path}: expected {_name_of(hint)}, got {shown!r} ({_name_of(type(candidates[0]))})")
+
+
+def _readings(text: str) -> tuple[Any, ...]:
+  """What a word of the command line may mean, most literal first: a Python literal, none/true/false, the text."""
+  words = {"none": None, "null": None, "true": True, "false": False, "inf": math.inf}
+  if text.lower() in words:
+    return (words[text.lower()], text)
+  try:
+    return (ast.literal_eval(text), text)
+  except (ValueError, SyntaxError):
+    return (text,)
+
+
+def _coerce(value: Any, hint: Any) -> tuple[bool, Any]:
+  """(whether the value is of the type, the value: ints become floats and lists tuples where these are asked for)."""
+  origin = typing.get_origin(hint)
+  if hint is Any:
+    return True, tuple(value) if isinstance(value, list) else value
+  if origin is typing.Literal:
+    return value in typing.get_args(hint), value
+  if len(_options(hint)) > 1:
+    attempts = [_coerce(value, option) for option in _options(hint)]
+    fitting = [new for fits, new in attempts if fits]
+    unchanged = [new for new in fitting if type(new) is type(value)]
+    return bool(fitting), (unchanged or fitting or [value])[0]
+  if hint is tuple or origin is tuple:
+    return _coerce_tuple(value, typing.get_args(hint))
+  if hint is None or hint is type(None):
+    return value is None, value
+  if hint in (int, float):
+    number = isinstance(value, (int, hint)) and not isinstance(value, bool)
+    return number, hint(value) if number else value
+  return isinstance(hint, type) and isinstance(value, hint), value
+
+
+def _coerce_tuple(value: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
+  if not isinstance(value, (tuple, list)):
+    return False, value
+  if not arguments:
+    return True, tuple(value)
+  repeated = len(arguments) == 2 and arguments[1] is Ellipsis
+  hints = (arguments[0],) * len(value) if repeated else arguments
+  if len(hints) != len(value):
+    return False, value
+  elements = [_coerce(element, hint) for element, hint in zip(value, hints, strict=True)]
+  return all(fits for fits, _ in elements), tuple(element for _, element in elements)
+
+
+def _name_of(hint: Any) -> str:
+  if hint is None or hint is type(None):
+    return "None"
+  if typing.get_origin(hint) is None and isinstance(hint, type):
+    return hint.__name__
+  if len(_options(hint)) > 1:
+    return " or ".join(_name_of(option) for option in _options(hint))
+  return str(hint).replace("typing.", "")
+
+
+# ---------------------------------------------------------------------------------------------- to and from JSON
+
+
+def to_json(node: Any, path: str = "experiment") -> Any:
+  """The JSON form of an experiment or of any part of it; `from_json` gives back an equal value.
+
+  A dataclass is written {"class": "rcnn_jax.models.detector:Detector", field: ...}, a tuple as a list, a float that
+  JSON has no word for as {"float": "inf"}.
+
+  Raises:
+    ExperimentError: for a value that has no such form (a function, a list, an array), with its path.
+  """
+  if isinstance(node, float) and not math.isfinite(node):
+    return {"float": str(node)}
+  if node is None or type(node) in (bool, int, float, str):
+    return node
+  if isinstance(node, tuple):
+    return [to_json(value, f"{path}.{i}") for i, value in enumerate(node)]
+  if dataclasses.is_dataclass(node) and not isinstance(node, type):
+    form = {"class": f"{type(node).__module__}:{type(node).__qualname__}"}
+    return form | {name: to_json(value, f"{path}.{name}") for name, value in children(node).items()}
+  raise ExperimentError(f"{path}: {node!r} ({type(node).__name__}) is not a plain value and cannot be written down")
+
+
+def from_json(form: Any) -> Any:
+  """The value that `to_json` wrote.
+
+  A class is imported only from `rcnn_jax`; one from elsewhere must have been imported by the caller already, so that
+  reading a file runs nobody else's code.
+
+  Raises:
+    ExperimentError: for a class or a field that is not there.
+  """
+  if isinstance(form, list):
+    return tuple(from_json(value) for value in form)
+  if not isinstance(form, dict):
+    return form
+  if set(form) == {"float"}:
+    return float(form["float"])
+  cls = _class_named(form.get("class", ""))
+  fields = {name: from_json(value) for name, value in form.items() if name != "class"}
+  unknown = set(fields) - {f.name for f in _fields(cls)}
+  if unknown:
+    raise ExperimentError(f"{form['class']} has no field {', '.join(sorted(unknown))}")
+  try:
+    return cls(**fields)
+  except TypeError as error:
+    raise ExperimentError(f"{form['class']}: {error}") from error
+
+
+def _class_named(reference: str) -> type:
+  module_name, _, class_name = reference.partition(":")
+  module = sys.modules.get(module_name)
+  if module is None and module_name.startswith("rcnn_jax."):
+    try:
+      module = importlib.import_module(module_name)
+    except ModuleNotFoundError:
+      module = None
+  cls = getattr(module, class_name, None)
+  if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+    raise ExperimentError(f"no class {reference!r}: it is neither in rcnn_jax nor imported")
+  return cls
+
+
+# ---------------------------------------------------------------------------------------------- experiment files
+
+
+def load(name_or_path: str) -> Experiment:
+  """The `experiment` of an experiment file, named by its name in `experiments/` or by the path of a .py file.
+
+  Raises:
+    ExperimentError: if there is no such file (names the nearest ones) or it defines no `experiment`.
+  """
+  if name_or_path.endswith(".py"):
+    module = _module_at(pathlib.Path(name_or_path))
+  elif name_or_path in names():
+    module = importlib.import_module(f"experiments.{name_or_path}")
+  else:
+    near = difflib.get_close_matches(name_or_path, names(), n=4, cutoff=0.4) or names()
+    raise ExperimentError(f"no experiment {name_or_path!r} in experiments/; nearest: {', '.join(near) or 'none'}")
+  experiment = getattr(module, "experiment", None)
+  if not isinstance(experiment, Experiment):
+    raise ExperimentError(f"{module.__file__} defines no variable `experiment` of type Experiment")
+  return experiment
+
+
+def names() -> list[str]:
+  """The names of the files in `experiments/`."""
+  spec = importlib.util.find_spec("experiments")
+  folders = spec.submodule_search_locations if spec else []
+  return sorted({p.stem for folder in folders for p in pathlib.Path(folder).glob("[!_]*.py")})
+
+
+def _module_at(path: pathlib.Path) -> types.ModuleType:
+  if not path.is_file():
+    raise ExperimentError(f"no experiment file {path}")
+  spec = importlib.util.spec_from_file_location(f"experiment_file.{path.stem}", path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # where dataclasses and type hints look up the names of a class' module
+  spec.loader.exec_module(module)
+  return module

@@ -1,0 +1,137 @@
+"""What a training says about itself: metrics.jsonl, TensorBoard and one line of progress at a time."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from rcnn_jax.training.optim import TrainingError
+
+
+def rows(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
+  """The rows of a run's metrics.jsonl, in order; a last row cut short by a crash is left out."""
+  path = pathlib.Path(workdir, "metrics.jsonl")
+  lines = path.read_text().split("\n")[:-1] if path.exists() else []
+  return [json.loads(line) for line in lines if line]
+
+
+def best_step(workdir: str | pathlib.Path, metric: str, steps: list[int]) -> int | None:
+  """Among `steps`, the one whose evaluation has the highest `metric`; None where none was evaluated."""
+  scores = {row["step"]: row.get(metric) for row in rows(workdir) if row["kind"] == "eval"}
+  scored = [step for step in steps if scores.get(step) is not None]
+  return max(scored, key=scores.get, default=None)
+
+
+class RunLog:
+  """Writes the rows of one run to metrics.jsonl and TensorBoard, in the first process only.
+
+  Opened at the step that a run resumes from: rows of later steps, which will be computed again, are removed.
+  """
+
+  def __init__(self, workdir: str | pathlib.Path, resume_step: int):
+    self.active = jax.process_index() == 0
+    if not self.active:
+      return
+    from tensorboardX import SummaryWriter
+
+    kept = [row for row in rows(workdir) if row["step"] <= resume_step]
+    path = pathlib.Path(workdir, "metrics.jsonl")
+    partial = path.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    partial.replace(path)
+    self._file = path.open("a")
+    self._board = SummaryWriter(str(pathlib.Path(workdir, "tensorboard")), purge_step=resume_step + 1)
+
+  def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
+    """Appends one row: {"step", "kind": 'train' or 'eval', name: number or null ...}."""
+    if not self.active:
+      return
+    values = {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
+    self._file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      if value is not None:
+        self._board.add_scalar(f"{kind}/{name}", value, step)
+
+  def say(self, text: str) -> None:
+    """Prints a line for people, at once."""
+    if self.active:
+      print(text, flush=True)
+
+  def close(self) -> None:
+    """Flushes both files."""
+    if self.active:
+      self._file.close()
+      self._board.close()
+
+
+class Interval:
+  """The steps since the last row: their metrics still on the device, and where their time went."""
+
+  def __init__(self):
+    self._pending = []  # (step, image ids of this process, metrics on the device)
+    self._values = []  # metrics on the host, of steps known to be finite
+    self._started = time.perf_counter()
+    self._images = 0
+    self._waited = 0.0
+    self._excluded = 0.0
+
+  def add(self, step: int, batch_size: int, image_ids: np.ndarray, metrics: dict[str, jax.Array]) -> None:
+    """Notes a step that was dispatched; waits for the one before the last, so that few batches are in flight."""
+    self._pending.append((step, np.asarray(image_ids), metrics))
+    self._images += batch_size
+    if len(self._pending) > 1:
+      jax.block_until_ready(self._pending[-2][2])
+
+  def wait_for_data(self, seconds: float) -> None:
+    """Counts time in which the device may have had nothing to do, unless it is still busy with the last step."""
+    if not self._pending or self._pending[-1][2]["loss"].is_ready():
+      self._waited += seconds
+
+  def exclude(self, seconds: float) -> None:
+    """Takes time of compilation, evaluation or saving out of the rates."""
+    self._excluded += seconds
+
+  def check_finite(self) -> None:
+    """Fetches the metrics of all steps so far.
+
+    Raises:
+      TrainingError: naming the first step whose loss is not finite, and its images.
+    """
+    for step, image_ids, metrics in self._pending:
+      values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+      if not math.isfinite(values["loss"]):
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+        raise TrainingError(f"the loss is not finite at step {step}: {terms}; image ids {image_ids.tolist()}")
+      self._values.append(values)
+    self._pending = []
+
+  def summary(self) -> dict[str, float]:
+    """Means over the interval, with images_per_s and data_wait (a share of the time)."""
+    self.check_finite()
+    elapsed = max(time.perf_counter() - self._started - self._excluded, 1e-9)
+    means = {name: float(np.mean([values[name] for values in self._values])) for name in self._values[0]}
+    rates = {"images_per_s": self._images / elapsed, "data_wait": min(self._waited / elapsed, 1.0)}
+    return means | {"lr": self._values[-1]["lr"]} | rates
+
+
+def progress_line(step: int, num_steps: int, values: dict[str, float], batch_size: int) -> str:
+  """One line for people: the step, the losses, the speed, the share of time waiting for data, the time left."""
+  terms = ", ".join(f"{name[5:]} {value:.4f}" for name, value in values.items() if name.startswith("loss/"))
+  left = (num_steps - step) * batch_size / values["images_per_s"]
+  return (
+    f"step {step}/{num_steps} | loss {values['loss']:.4f} ({terms}) | lr {values['lr']:.3g} | "
+    f"{values['images_per_s']:.1f} images/s | data wait {values['data_wait']:.0%} | {clock(left)} left"
+  )
+
+
+def clock(seconds: float) -> str:
+  """Seconds as h:mm:ss."""
+  minutes, seconds = divmod(round(seconds), 60)
+  return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

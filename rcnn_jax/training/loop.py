@@ -1,0 +1,224 @@
+"""The training loop: stages in order, logging, checkpoints, periodic evaluation, resuming and stopping.
+
+The loop knows nothing of data sets or metrics: it is handed the model, the variables, an iterator of batches and a
+function that evaluates.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import signal
+import time
+from typing import Any, Callable, Iterator
+
+import flax.linen as nn
+import jax
+from jax.sharding import Mesh
+
+from rcnn_jax.experiment import Experiment
+from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training.checkpoint import CheckpointStore
+from rcnn_jax.training.log import Interval, RunLog, clock, progress_line, rows
+from rcnn_jax.training.optim import TrainingError
+from rcnn_jax.training.stages import Sgd
+from rcnn_jax.training.step import TrainState, create_state, make_train_step
+
+Evaluate = Callable[[dict, int], dict[str, float | None]]  # (variables, step) -> flat metrics
+
+
+class Stopped(Exception):
+  """The training was told to stop (SIGTERM) and has saved a checkpoint; started again, it goes on from there."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+  """A stage with its place in the training: the steps first + 1 .. last."""
+
+  stage: Sgd
+  first: int
+  last: int
+
+
+def plan(stages: tuple[Sgd, ...], num_images: int, batch_size: int) -> tuple[Span, ...]:
+  """The stages laid end to end."""
+  if not stages:
+    raise TrainingError("the experiment has no stages to train")
+  spans, first = [], 0
+  for stage in stages:
+    last = first + stage.num_steps(num_images, batch_size)
+    spans.append(Span(stage, first, last))
+    first = last
+  return tuple(spans)
+
+
+def run(
+  experiment: Experiment,
+  workdir: str,
+  model: nn.Module,
+  variables: dict,
+  num_images: int,
+  loader: Callable[[int], Iterator[Any]],
+  *,
+  evaluate: Evaluate | None = None,
+  mesh: Mesh | None = None,
+  log_every: int = 20,
+) -> TrainState:
+  """Trains to the end of the last stage, from the last checkpoint in `workdir` where there is one.
+
+  Args:
+    experiment: the stages, the seed, the batch size, when to save and to evaluate.
+    workdir: a run directory that holds this experiment (checkpoint.write_experiment).
+    model: the experiment's model, complete with what it learnt from its data.
+    variables: where a new training starts; a resumed one takes only their shapes.
+    num_images: the size of the training set, which stages given in epochs are measured by.
+    loader: number of steps -> iterator of this process' numpy batches, with get_state() and set_state().
+    evaluate: called with the variables and the step every `evaluation.every_steps` and after the last step.
+    mesh: the devices; all of them by default.
+    log_every: steps between two rows of metrics.jsonl.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    TrainingError: for settings that do not fit, and for a loss that is not finite.
+    Stopped: after SIGTERM, with a checkpoint saved.
+  """
+  mesh = mesh or meshes.data_mesh()
+  batch_size = experiment.data.batch_size[0]
+  meshes.check_batch_size(batch_size, mesh)
+  spans = plan(experiment.stages, num_images, batch_size)
+  with contextlib.ExitStack() as stack:
+    store = CheckpointStore(
+      workdir, keep_last=experiment.checkpoints.keep_last, metric=experiment.evaluation.keep_best
+    )
+    stack.callback(store.close)
+    start = store.latest_step() or 0
+    runlog = RunLog(workdir, start)
+    stack.callback(runlog.close)
+    sigterm = stack.enter_context(_SigtermFlag())
+    batches = loader(spans[-1].last)
+    trainer = _Trainer(experiment, model, spans, batches, mesh, store, runlog, evaluate, sigterm, log_every)
+    return trainer.run(variables, start, rows(workdir))
+
+
+class _SigtermFlag:
+  """Notes SIGTERM instead of dying of it. With several processes, Orbax makes them agree on a step instead."""
+
+  def __enter__(self) -> _SigtermFlag:
+    self.raised = False
+    self._previous = None
+    if jax.process_count() == 1:
+      with contextlib.suppress(ValueError):  # not the main thread: signals cannot be caught, nor need they be
+        self._previous = signal.signal(signal.SIGTERM, self._note)
+    return self
+
+  def __exit__(self, *_) -> None:
+    if self._previous is not None:
+      signal.signal(signal.SIGTERM, self._previous)
+
+  def _note(self, *_) -> None:
+    self.raised = True
+
+
+@dataclasses.dataclass
+class _Trainer:
+  experiment: Experiment
+  model: nn.Module
+  spans: tuple[Span, ...]
+  batches: Iterator[Any]
+  mesh: Mesh
+  store: CheckpointStore
+  log: RunLog
+  evaluate: Evaluate | None
+  sigterm: _SigtermFlag
+  log_every: int
+
+  @property
+  def total(self) -> int:
+    return self.spans[-1].last
+
+  def run(self, variables: dict, start: int, past_rows: list[dict]) -> TrainState:
+    """Trains from step `start`; `past_rows` say whether an evaluation due at `start` was finished."""
+    current = next(span for span in self.spans if start <= span.last)
+    state = create_state(variables, current.stage, self.mesh, start)
+    if start:
+      state, loader_state = self.store.restore(start, state)
+      self.batches.set_state(loader_state)
+      self.log.say(f"resuming at step {start} of {self.total}")
+      if not any(row["step"] == start and row["kind"] == "eval" for row in past_rows):
+        self._evaluate_if_due(start, state)
+    for span in self.spans:
+      if start < span.last:
+        if start == span.first and start > 0:
+          state = create_state(state.variables(), span.stage, self.mesh, start)
+        state = self._train(state, span, start)
+        start = span.last
+    return state
+
+  def _train(self, state: TrainState, span: Span, start: int) -> TrainState:
+    """The steps start + 1 .. span.last."""
+    train_step = make_train_step(
+      self.model, span.stage, self.mesh, seed=self.experiment.seed, num_steps=span.last - span.first,
+      first_step=span.first,
+    )
+    batch_size = self.experiment.data.batch_size[0]
+    interval = Interval()
+    for step in range(start + 1, span.last + 1):
+      batch = self._next_batch(interval, step)
+      state, metrics = self._dispatch(train_step, state, batch, interval)
+      interval.add(step, batch_size, batch.image_id, metrics)
+      stopping = self.sigterm.raised or self.store.reached_preemption(step)
+      if step % self.log_every == 0 or step == span.last:
+        values = interval.summary()
+        self.log.write(step, "train", values)
+        self.log.say(progress_line(step, self.total, values, batch_size))
+        interval = Interval()
+      if stopping or self._save_due(step):
+        began = time.perf_counter()
+        interval.check_finite()
+        self.store.save(step, state, self.batches.get_state())
+        if stopping and step < self.total:
+          raise Stopped(f"stopped by SIGTERM at step {step} of {self.total}; saved: start again to go on from there")
+        self._evaluate_if_due(step, state)
+        interval.exclude(time.perf_counter() - began)
+    return state
+
+  def _next_batch(self, interval: Interval, step: int) -> Any:
+    began = time.perf_counter()
+    try:
+      batch = next(self.batches)
+    except StopIteration:
+      raise TrainingError(f"the data ended before step {step} of {self.total}") from None
+    interval.wait_for_data(time.perf_counter() - began)
+    return batch
+
+  def _dispatch(self, train_step, state: TrainState, batch: Any, interval: Interval) -> tuple[TrainState, dict]:
+    """Starts a step on the devices; says so when it had to be compiled first."""
+    began, programs = time.perf_counter(), train_step._cache_size()
+    state, metrics = train_step(state, meshes.shard_batch(batch, self.mesh))
+    if train_step._cache_size() > programs:
+      seconds = time.perf_counter() - began
+      interval.exclude(seconds)
+      canvas = "x".join(str(side) for side in batch.image.shape[1:3])
+      self.log.say(f"compiled train step {programs + 1} for canvas {canvas} in {clock(seconds)}")
+    return state, metrics
+
+  def _save_due(self, step: int) -> bool:
+    return step % self.experiment.checkpoints.every_steps == 0 or step == self.total or self._evaluation_due(step)
+
+  def _evaluation_due(self, step: int) -> bool:
+    every = self.experiment.evaluation.every_steps
+    return self.evaluate is not None and (step == self.total or (every is not None and step % every == 0))
+
+  def _evaluate_if_due(self, step: int, state: TrainState) -> None:
+    """Evaluates after the checkpoint is under way, so that a training killed meanwhile loses no step."""
+    if not self._evaluation_due(step):
+      return
+    began = time.perf_counter()
+    metrics = self.evaluate(state.variables(), step)
+    self.log.write(step, "eval", metrics)
+    best = self.experiment.evaluation.keep_best
+    shown = metrics.get(best)
+    score = "none" if shown is None else f"{shown:.4f}"
+    self.log.say(f"evaluated step {step} in {clock(time.perf_counter() - began)}: {best} {score}")

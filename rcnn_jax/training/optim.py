@@ -1,0 +1,167 @@
+"""The optimiser of a stage: learning-rate schedules, rules on parameters, gradient clipping, momentum and Adam.
+
+Everything a user chooses is a frozen dataclass of plain values; the functions below turn it into pure functions of
+the step and of flat parameter dicts {"backbone/layer1/kernel": f32[...]}. No loop, no model, no I/O.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import optax
+
+Array = Any
+
+
+class TrainingError(RuntimeError):
+  """A training that cannot start, or cannot go on, as asked."""
+
+
+# ------------------------------------------------------------------------------------------------------- schedules
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+  """The learning rate `peak` at every step, after the warm-up."""
+
+  peak: float
+  warmup_steps: int = 0
+  warmup_from: float = 0.0  # the fraction of the learning rate that the warm-up starts from
+
+  def decay(self, step: Array, num_steps: int) -> Array:
+    """The fraction of the peak at a step: f32[]."""
+    return jnp.ones_like(step)
+
+
+@dataclasses.dataclass(frozen=True)
+class StepDecay:
+  """The learning rate multiplied by `factor` from each of the `milestones` (steps of the stage) on."""
+
+  peak: float
+  milestones: tuple[int, ...]
+  factor: float = 0.1
+  warmup_steps: int = 0
+  warmup_from: float = 0.0
+
+  def decay(self, step: Array, num_steps: int) -> Array:
+    """The fraction of the peak at a step: f32[]."""
+    passed = jnp.sum(step >= jnp.asarray(self.milestones, jnp.float32))
+    return self.factor ** passed.astype(jnp.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Cosine:
+  """The learning rate falling along half a cosine, from `peak` to 0 at the end of the stage (arXiv:1608.03983)."""
+
+  peak: float
+  warmup_steps: int = 0
+  warmup_from: float = 0.0
+
+  def decay(self, step: Array, num_steps: int) -> Array:
+    """The fraction of the peak at a step: f32[]."""
+    return 0.5 * (1 + jnp.cos(jnp.pi * step / num_steps))
+
+
+def learning_rate(schedule: Constant | StepDecay | Cosine, step: Array, num_steps: int) -> Array:
+  """The learning rate at a step of a stage of `num_steps`, f32[].
+
+  The warm-up is a factor on the decay, not a phase before it: with warmup_from = 0 it is min(1, (step + 1) / warmup).
+  """
+  step = jnp.asarray(step, jnp.float32)
+  fraction = jnp.minimum(1.0, (step + 1) / max(schedule.warmup_steps, 1))
+  warmup = schedule.warmup_from + (1 - schedule.warmup_from) * fraction
+  return schedule.peak * warmup * schedule.decay(step, num_steps)
+
+
+# ------------------------------------------------------------------------------------------------------- optimisers
+
+
+@dataclasses.dataclass(frozen=True)
+class Momentum:
+  """SGD with momentum as PyTorch has it: weight decay joins the gradient, then the momentum, then the rate."""
+
+  momentum: float = 0.9
+  nesterov: bool = False
+
+  def transform(self, decays: dict[str, float]) -> optax.GradientTransformation:
+    """Gradient -> direction of the update, both flat; `decays` is each parameter's weight decay."""
+    trace = optax.trace(self.momentum, self.nesterov) if self.momentum else optax.identity()
+    return optax.chain(_add_decayed(decays), trace)
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+  """Adam with decoupled weight decay (arXiv:1711.05101)."""
+
+  b1: float = 0.9
+  b2: float = 0.999
+  eps: float = 1e-8
+
+  def transform(self, decays: dict[str, float]) -> optax.GradientTransformation:
+    """Gradient -> direction of the update, both flat; `decays` is each parameter's weight decay."""
+    return optax.chain(optax.scale_by_adam(self.b1, self.b2, self.eps), _add_decayed(decays))
+
+
+def _add_decayed(decays: dict[str, float]) -> optax.GradientTransformation:
+  def update(updates, params):
+    return {path: u + decays[path] * params[path] if decays[path] else u for path, u in updates.items()}
+
+  return optax.stateless(update)
+
+
+def clip_by_global_norm(gradients: dict[str, Array], norm: Array, max_norm: float | None) -> dict[str, Array]:
+  """Scales the gradients so that their global `norm` is at most `max_norm`, as torch's clip_grad_norm_ does."""
+  if max_norm is None:
+    return gradients
+  scale = jnp.minimum(1.0, max_norm / (norm + 1e-6))
+  return jax.tree.map(lambda g: g * scale, gradients)
+
+
+# ------------------------------------------------------------------------------------------------ rules on parameters
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+  """How the parameters whose whole path matches a regular expression are trained.
+
+  Frozen parameters stay exactly as they are: no gradient is computed for them and no momentum is held.
+  """
+
+  pattern: str  # matched against all of 'backbone/conv1/kernel' (re.fullmatch)
+  lr: float = 1.0  # factor on the learning rate
+  weight_decay: float = 1.0  # factor on the weight decay
+  frozen: bool = False
+
+
+def resolve(rules: tuple[Rule, ...], params: dict) -> dict[str, Rule]:
+  """The first rule that matches each parameter, by its path.
+
+  Raises:
+    TrainingError: if a parameter is matched by no rule, or a rule matches no parameter at all.
+  """
+  paths = list(flatten(params))
+  matches = {rule: [path for path in paths if re.fullmatch(rule.pattern, path)] for rule in rules}
+  idle = [rule.pattern for rule, matched in matches.items() if not matched]
+  if idle:
+    raise TrainingError(f"rules that match no parameter: {', '.join(idle)}; parameters are named like {paths[0]}")
+  covered = {path: rule for rule in reversed(rules) for path in matches[rule]}
+  missing = [path for path in paths if path not in covered]
+  if missing:
+    shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
+    raise TrainingError(f"parameters that no rule covers: {shown}")
+  return {path: covered[path] for path in paths}
+
+
+def flatten(params: dict) -> dict[str, Array]:
+  """Nested parameters to {"a/b/c": leaf}."""
+  return flax.traverse_util.flatten_dict(params, sep="/")
+
+
+def unflatten(flat: dict[str, Array]) -> dict:
+  """The inverse of `flatten`."""
+  return flax.traverse_util.unflatten_dict(flat, sep="/")

@@ -1,0 +1,149 @@
+"""One training step as one jitted program: losses, gradients of the trainable parameters, update, moving average.
+
+This file imports nothing but jax, flax and optax, so that it runs on a machine that has only those.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+
+from rcnn_jax.ops import random
+from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training import optim
+from rcnn_jax.training.stages import Sgd
+
+Array = Any
+Metrics = dict[str, Array]  # f32[] each: loss, loss/<term>, grad_norm, lr
+
+
+@struct.dataclass
+class TrainState:
+  """Everything that a step changes. Nested parameters as in the model's variables; optimiser leaves flat by path."""
+
+  step: Array  # i32[], batches seen since the training began
+  params: dict
+  batch_stats: dict  # {} where the model has none
+  opt_state: Any  # holds the trainable parameters' leaves only
+  gradient_sum: dict | None = None  # with accumulate > 1: the sum since the last update
+  ema_params: dict | None = None
+
+  def variables(self) -> dict:
+    """What the model is evaluated with: the moving average of the parameters where there is one."""
+    params = self.params if self.ema_params is None else self.ema_params
+    return {"params": params} | ({"batch_stats": self.batch_stats} if self.batch_stats else {})
+
+
+def create_state(variables: dict, stage: Sgd, mesh: Mesh, step: int = 0) -> TrainState:
+  """The state at the beginning of a stage: fresh optimiser, `variables` copied onto every device.
+
+  Raises:
+    TrainingError: if the stage's rules do not fit the parameters, or the model has other collections of variables.
+  """
+  unknown = set(variables) - {"params", "batch_stats"}
+  if unknown:
+    raise optim.TrainingError(f"the model has variables that training does not know: {', '.join(sorted(unknown))}")
+  trainable, _ = partition(variables["params"], optim.resolve(stage.rules, variables["params"]))
+  state = TrainState(
+    step=jnp.int32(step),
+    params=variables["params"],
+    batch_stats=variables.get("batch_stats", {}),
+    opt_state=transform(stage, variables["params"]).init(trainable),
+    gradient_sum=jax.tree.map(jnp.zeros_like, trainable) if stage.accumulate > 1 else None,
+    ema_params=variables["params"] if stage.ema is not None else None,
+  )
+  return meshes.replicate(state, mesh)
+
+
+def partition(params: dict, rules: dict[str, optim.Rule]) -> tuple[dict[str, Array], dict[str, Array]]:
+  """(trainable, frozen) parameters, both flat by path."""
+  flat = optim.flatten(params)
+  trainable = {path: value for path, value in flat.items() if not rules[path].frozen}
+  return trainable, {path: value for path, value in flat.items() if rules[path].frozen}
+
+
+def transform(stage: Sgd, params: dict) -> optax.GradientTransformation:
+  """The stage's optimiser on flat trainable parameters, without the learning rate."""
+  rules = optim.resolve(stage.rules, params)
+  return stage.optimizer.transform({path: stage.weight_decay * rule.weight_decay for path, rule in rules.items()})
+
+
+def make_train_step(
+  model: nn.Module, stage: Sgd, mesh: Mesh, *, seed: int, num_steps: int, first_step: int = 0
+) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
+  """The step of a stage, jitted once for each canvas; the state that goes in is donated.
+
+  Args:
+    model: has a method `losses(batch, key) -> dict[str, f32[]]`.
+    stage: the optimiser, schedule and rules.
+    mesh: the batch is divided along its 'data' axis, parameters have a copy on every device.
+    seed: the random key of a step depends on this, on the number of the step and on nothing else.
+    num_steps: the length of the stage, which its schedule is fitted to.
+    first_step: the number of the stage's first step.
+  """
+
+  def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(random.named(jax.random.key(seed), "train"), state.step)
+    gradients, batch_stats, metrics = _gradients(model, stage, state, batch, key)
+    lr = optim.learning_rate(stage.schedule, state.step - first_step, num_steps)
+    state = state.replace(batch_stats=batch_stats)
+    if stage.accumulate == 1:
+      state = _update(stage, state, gradients, lr)
+    else:
+      state = _accumulate(stage, state, gradients, lr, state.step - first_step)
+    return state.replace(step=state.step + 1), metrics | {"lr": lr, "grad_norm": optax.global_norm(gradients)}
+
+  copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)
+  return jax.jit(train_step, donate_argnums=0, in_shardings=(copies, divided), out_shardings=copies)
+
+
+def _gradients(model, stage, state, batch, key) -> tuple[dict, dict, Metrics]:
+  """Gradients (flat, of the trainable parameters), the new batch statistics, the loss and its terms."""
+  trainable, frozen = partition(state.params, optim.resolve(stage.rules, state.params))
+
+  def loss(trainable):
+    variables = {"params": optim.unflatten(trainable | frozen)}
+    if not state.batch_stats:
+      terms, updated = model.apply(variables, batch, key, method="losses"), {}
+    else:
+      variables |= {"batch_stats": state.batch_stats}
+      terms, updated = model.apply(variables, batch, key, method="losses", mutable=["batch_stats"])
+    return sum(terms.values()), (terms, updated.get("batch_stats", state.batch_stats))
+
+  (total, (terms, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
+  return gradients, batch_stats, {"loss": total} | {f"loss/{name}": term for name, term in terms.items()}
+
+
+def _update(stage: Sgd, state: TrainState, gradients: dict, lr: Array) -> TrainState:
+  """One move of the trainable parameters, and of their moving average."""
+  rules = optim.resolve(stage.rules, state.params)
+  trainable, frozen = partition(state.params, rules)
+  gradients = optim.clip_by_global_norm(gradients, optax.global_norm(gradients), stage.clip_norm)
+  directions, opt_state = transform(stage, state.params).update(gradients, state.opt_state, trainable)
+  moved = {path: value - lr * rules[path].lr * directions[path] for path, value in trainable.items()}
+  state = state.replace(params=optim.unflatten(moved | frozen), opt_state=opt_state)
+  if stage.ema is None:
+    return state
+  averages = optim.flatten(state.ema_params)
+  averages |= {path: stage.ema * averages[path] + (1 - stage.ema) * value for path, value in moved.items()}
+  return state.replace(ema_params=optim.unflatten(averages))
+
+
+def _accumulate(stage: Sgd, state: TrainState, gradients: dict, lr: Array, step: Array) -> TrainState:
+  """Adds the gradients up, and moves along their mean at every `stage.accumulate`-th step."""
+  total = jax.tree.map(jnp.add, state.gradient_sum, gradients)
+
+  def move(state):
+    mean = jax.tree.map(lambda g: g / stage.accumulate, total)
+    return _update(stage, state, mean, lr).replace(gradient_sum=jax.tree.map(jnp.zeros_like, total))
+
+  def wait(state):
+    return state.replace(gradient_sum=total)
+
+  return jax.lax.cond((step + 1) % stage.accumulate == 0, move, wait, state)
