@@ -81,7 +81,9 @@ def flip(boxes: jax.Array, width: jax.Array | float) -> jax.Array:
   return jnp.stack([width - x2, y1, width - x1, y2], axis=-1)
 
 
-def encode(boxes: jax.Array, anchors: jax.Array, weights: tuple[float, float, float, float] = (1, 1, 1, 1)) -> jax.Array:
+def encode(
+  boxes: jax.Array, anchors: jax.Array, weights: tuple[float, float, float, float] = (1, 1, 1, 1)
+) -> jax.Array:
   """f32[..., 4]: the deltas (dx, dy, dw, dh) that take anchors to boxes, both f32[..., 4] (R-CNN, appendix C).
 
   Each delta is multiplied with its weight, the inverse of its usual standard deviation: (10, 10, 5, 5) in the heads

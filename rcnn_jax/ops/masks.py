@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.ops import boxes as box_ops
-from rcnn_jax.ops.pooling import interpolation_weights
 
 _SAMPLES = 2  # along each axis of a target cell, which spans about 4 cells of a 112 x 112 crop at 28 x 28
 
@@ -40,5 +39,8 @@ def _crop_weights(low, high, frame_low, frame_extent, length: int, size: int) ->
   extent = jnp.where(frame_extent > 0, frame_extent, 1.0)[:, None]
   share = (positions - frame_low[:, None]) / extent  # 0..1 within the object's box
   inside = (share >= 0.0) & (share <= 1.0) & (frame_extent > 0)[:, None]
-  weights = interpolation_weights(share * length - 0.5, inside, length)
+  # Cell k of the crop has its centre at k + 0.5; beyond the first and last centre their values hold.
+  nearest = jnp.clip(share * length - 0.5, 0.0, length - 1.0)
+  distance = jnp.abs(nearest[..., None] - jnp.arange(length, dtype=jnp.float32))
+  weights = jnp.where(inside[..., None], jnp.maximum(1.0 - distance, 0.0), 0.0)
   return weights.reshape(-1, size, _SAMPLES, length).mean(axis=2)

@@ -6,6 +6,9 @@ no gradient: rows that are not valid need no masking. Gradients go to the featur
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -26,56 +29,176 @@ def roi_align(
 ) -> jax.Array:
   """[N, P, P, C]: each region cut into P x P bins, each the mean of bilinear samples (Mask R-CNN, section 3).
 
-  Bilinear sampling and the mean over a bin's samples are both separable, so a region is two small matrices of
-  weights, one for each axis: out = rows @ features @ columns. The gradient is a product of matrices as well.
-
   Args:
     features: [H, W, C].
     boxes: f32[N, 4], canvas pixels.
     output_size: P, or (rows, columns).
     spatial_scale: feature cells per canvas pixel, 1 / stride.
-    sampling_ratio: samples per bin along each axis; 0 is one for each cell that the bin spans, rounded up.
+    sampling_ratio: samples per bin along each axis; 0 is one for each cell that the bin spans, rounded up, at most
+      as many as a region of the size of the map needs. It is slow: every region takes as long as the largest.
     aligned: True takes the half pixel into account (Detectron2), False does not (torchvision).
   """
-  height, width, _ = features.shape
-  rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
-  x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0) * spatial_scale
-  row_weights = _axis_weights(y1, y2, height, rows, sampling_ratio, aligned).astype(features.dtype)
-  column_weights = _axis_weights(x1, x2, width, columns, sampling_ratio, aligned).astype(features.dtype)
-  strips = jnp.einsum('nph,hwc->npwc', row_weights, features, precision='highest')
-  return jnp.einsum('nqw,npwc->npqc', column_weights, strips, precision='highest')
+  level = jnp.zeros(boxes.shape[0], jnp.int32)
+  return _align([features], (spatial_scale,), boxes, level, _pair(output_size), sampling_ratio, aligned)
 
 
-def interpolation_weights(positions: jax.Array, inside: jax.Array, length: int) -> jax.Array:
-  """f32[..., length]: what each cell of an axis contributes to a linear interpolation at positions f32[...].
+def multilevel_roi_align(
+  features: Sequence[jax.Array],
+  boxes: jax.Array,
+  *,
+  strides: Sequence[int],
+  output_size: int | tuple[int, int],
+  sampling_ratio: int = 2,
+  aligned: bool,
+  canonical_size: float = 224.0,
+  canonical_level: int = 4,
+) -> jax.Array:
+  """[N, P, P, C]: RoI Align of each region on the pyramid level of its size (FPN, section 4.2).
 
-  Cell k has its centre at k; positions beyond the first and last centre take the value there. Zero where not inside.
+  The levels are laid end to end, and each region reads from its own: the cost does not grow with their number.
+
+  Args:
+    features: [H_l, W_l, C] for each level, from fine to coarse.
+    boxes: f32[N, 4], canvas pixels.
+    strides: canvas pixels per feature cell for each level: powers of two, each twice the one before.
+    output_size, sampling_ratio, aligned: as for `roi_align`.
+    canonical_size, canonical_level: as for `level_of`.
   """
-  clamped = jnp.clip(positions, 0.0, length - 1.0)
-  distance = jnp.abs(clamped[..., None] - jnp.arange(length, dtype=jnp.float32))
-  return jnp.where(inside[..., None], jnp.maximum(1.0 - distance, 0.0), 0.0)
+  finest = int(math.log2(strides[0]))
+  coarsest = finest + len(strides) - 1
+  if list(strides) != [2**level for level in range(finest, coarsest + 1)]:
+    raise ValueError(f'strides must be powers of two, each twice the one before, not {tuple(strides)}')
+  level = level_of(
+    boxes,
+    min_level=finest,
+    max_level=coarsest,
+    canonical_size=canonical_size,
+    canonical_level=canonical_level,
+  )
+  scales = [1.0 / stride for stride in strides]
+  return _align(features, scales, boxes, level - finest, _pair(output_size), sampling_ratio, aligned)
 
 
-def _axis_weights(low, high, length: int, bins: int, sampling_ratio: int, aligned: bool) -> jax.Array:
-  """f32[N, bins, length]: what each cell of one axis contributes to each bin of the regions low..high f32[N]."""
-  low = low - (0.5 if aligned else 0.0)
-  high = high - (0.5 if aligned else 0.0)
-  extent = high - low if aligned else jnp.maximum(high - low, 1.0)
-  bin_size = extent / bins
-  if sampling_ratio > 0:
-    most, count = sampling_ratio, jnp.full_like(low, sampling_ratio)
+def level_of(
+  boxes: jax.Array, *, min_level: int, max_level: int, canonical_size: float = 224.0, canonical_level: int = 4
+) -> jax.Array:
+  """i32[N]: the pyramid level, min_level..max_level, for boxes f32[N, 4] in canvas pixels (FPN, equation 1)."""
+  area = box_ops.area(boxes)
+  side = jnp.sqrt(jnp.where(area > 0, area, jnp.finfo(jnp.float32).tiny))
+  # torchvision's tolerance, so that a box of exactly the canonical size stays on the canonical level.
+  level = jnp.floor(canonical_level + jnp.log2(side / canonical_size) + 1e-6)
+  return jnp.clip(level, min_level, max_level).astype(jnp.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Taps:
+  """The cells of one axis that each bin of each region reads: two for each bilinear sample.
+
+  cells: i32[T, N, bins].
+  weights: f32[T, N, bins], which sum to 1 over T where all samples lie inside the map.
+  used: i32[], beyond which number of taps all weights are 0.
+  """
+
+  cells: jax.Array
+  weights: jax.Array
+  used: jax.Array
+
+
+jax.tree_util.register_dataclass(_Taps, ['cells', 'weights', 'used'], [])
+
+
+def _align(features, scales, boxes, level, output_size, sampling_ratio, aligned) -> jax.Array:
+  """RoI Align of each region on its level i32[N], an index of features and scales; see `multilevel_roi_align`."""
+  heights = [f.shape[0] for f in features]
+  widths = [f.shape[1] for f in features]
+  starts = np.cumsum([0] + [h * w for h, w in zip(heights, widths)])[:-1]
+  scaled = jax.lax.stop_gradient(boxes) * jnp.asarray(scales, jnp.float32)[level][:, None]
+  x1, y1, x2, y2 = jnp.moveaxis(scaled, -1, 0)
+  rows = _axis_taps(y1, y2, heights, level, output_size[0], sampling_ratio, aligned)
+  columns = _axis_taps(x1, x2, widths, level, output_size[1], sampling_ratio, aligned)
+  row_starts = rows.cells * jnp.asarray(widths)[level][:, None] + jnp.asarray(starts)[level][:, None]
+  rows = dataclasses.replace(rows, cells=row_starts)
+  cells = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
+  return _read(sampling_ratio == 0, cells, rows, columns)
+
+
+def _axis_taps(low, high, lengths, level, bins: int, sampling_ratio: int, aligned: bool) -> _Taps:
+  """What the bins of the regions low..high f32[N], in cells, read along an axis of lengths[level] cells."""
+  length = jnp.asarray(lengths, jnp.float32)[level]
+  low, high = (low - 0.5, high - 0.5) if aligned else (low, high)
+  bin_size = (high - low if aligned else jnp.maximum(high - low, 1.0)) / bins
+  most = sampling_ratio or math.ceil(max(lengths) / bins) + 1
+  adaptive_count = jnp.where(bin_size >= 0, jnp.clip(jnp.ceil(bin_size), 0, most), 0.0)
+  count = jnp.full_like(low, sampling_ratio) if sampling_ratio else adaptive_count
+  sample = jnp.arange(most, dtype=jnp.float32)[:, None, None]
+  step = (sample + 0.5) / jnp.maximum(count, 1.0)[:, None]  # 0..1 within the bin
+  bin_index = jnp.arange(bins, dtype=jnp.float32)
+  position = low[:, None] + bin_index * bin_size[:, None] + step * bin_size[:, None]  # [samples, N, bins]
+  # Up to one cell beyond the map its border's value holds; farther out, and for NaN, there is nothing.
+  inside = (position >= -1.0) & (position <= length[:, None]) & (sample < count[:, None])
+  position = jnp.clip(jnp.where(inside, position, 0.0), 0.0, length[:, None] - 1.0)
+  first = jnp.floor(position)
+  second = jnp.minimum(first + 1.0, length[:, None] - 1.0)
+  share = position - first
+  weights = jnp.where(inside, jnp.stack([1.0 - share, share]), 0.0) / jnp.maximum(count, 1.0)[:, None]
+  # Interleaved, the two cells of one sample after those of the other, so that the taps in use come first.
+  cells = jnp.stack([first, second], axis=1).reshape(2 * most, -1, bins).astype(jnp.int32)
+  weights = jnp.swapaxes(weights, 0, 1).reshape(2 * most, -1, bins)
+  used = 2 * count.max().astype(jnp.int32)
+  return _Taps(cells, weights, used)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _read(adaptive: bool, cells: jax.Array, rows: _Taps, columns: _Taps) -> jax.Array:
+  """[N, P, P, C]: the sum over all pairs of taps of their weights and the cells [., C] that they meet in.
+
+  Written as a sum over pairs of taps, the gather fuses with the arithmetic and no sample is ever stored. The gradient
+  by hand, one scatter after another, is three times as fast on the CPU as the one that JAX derives.
+  """
+
+  def add(pair, total):
+    index, weight = _meet(rows, columns, pair, adaptive)
+    return total + weight[..., None] * cells.at[index].get(mode='promise_in_bounds')
+
+  total = jnp.zeros((*rows.cells.shape[1:], columns.cells.shape[2], cells.shape[-1]), jnp.float32)
+  if adaptive:
+    total = jax.lax.fori_loop(0, rows.used * columns.used, add, total)
   else:
-    # A region within the canvas never needs more samples in a bin than the most that fit the axis.
-    most = -(-length // bins) + 1
-    count = jnp.clip(jnp.ceil(bin_size), 0, most)
-  sample = jnp.arange(most, dtype=jnp.float32)
-  step = (sample + 0.5) / jnp.maximum(count, 1.0)[:, None]  # [N, samples], 0..1 within the bin
-  bin_low = low[:, None] + jnp.arange(bins, dtype=jnp.float32) * bin_size[:, None]
-  positions = bin_low[:, :, None] + step[:, None] * bin_size[:, None, None]
-  # Up to one cell beyond the map the border's value holds, farther out is nothing.
-  inside = (positions >= -1.0) & (positions <= length) & (sample < count[:, None])[:, None]
-  total = interpolation_weights(positions, inside, length).sum(axis=2)
-  return total / jnp.maximum(count, 1.0)[:, None, None]
+    for pair in range(rows.cells.shape[0] * columns.cells.shape[0]):
+      total = add(pair, total)
+  return total.astype(cells.dtype)
+
+
+def _read_forward(adaptive, cells, rows, columns):
+  return _read(adaptive, cells, rows, columns), (cells, rows, columns)
+
+
+def _read_backward(adaptive, residuals, cotangent):
+  cells, rows, columns = residuals
+
+  def add(pair, gradient):
+    index, weight = _meet(rows, columns, pair, adaptive)
+    return gradient.at[index].add(weight[..., None] * cotangent, mode='promise_in_bounds')
+
+  num_pairs = rows.used * columns.used if adaptive else rows.cells.shape[0] * columns.cells.shape[0]
+  gradient = jax.lax.fori_loop(0, num_pairs, add, jnp.zeros(cells.shape, jnp.float32))
+  return gradient.astype(cells.dtype), None, None
+
+
+_read.defvjp(_read_forward, _read_backward)
+
+
+def _meet(rows: _Taps, columns: _Taps, pair, adaptive: bool) -> tuple[jax.Array, jax.Array]:
+  """(index i32[N, P, P] of the cell, its weight f32[N, P, P]) for one pair of a row's and a column's tap."""
+  num_columns = columns.used if adaptive else columns.cells.shape[0]
+  row, column = pair // num_columns, pair % num_columns
+  index = rows.cells[row][:, :, None] + columns.cells[column][:, None]
+  weight = rows.weights[row][:, :, None] * columns.weights[column][:, None]
+  return index, weight
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+  return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def roi_max_pool(
@@ -93,7 +216,7 @@ def roi_max_pool(
     spatial_scale: feature cells per canvas pixel, 1 / stride.
   """
   height, width, _ = features.shape
-  rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+  rows, columns = _pair(output_size)
   x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0) * spatial_scale
   low_y, high_y, exponent_y, empty_y = _window_pair(y1, y2, height, rows)
   low_x, high_x, exponent_x, empty_x = _window_pair(x1, x2, width, columns)
@@ -141,57 +264,3 @@ def _window_pair(low: jax.Array, high: jax.Array, length: int, bins: int) -> tup
 def _round_half_away(values: jax.Array) -> jax.Array:
   """Rounds as C does, and so torchvision's RoI pooling: halves go away from zero."""
   return jnp.sign(values) * jnp.floor(jnp.abs(values) + 0.5)
-
-
-def level_of(
-  boxes: jax.Array, *, min_level: int, max_level: int, canonical_size: float = 224.0, canonical_level: int = 4
-) -> jax.Array:
-  """i32[N]: the pyramid level, min_level..max_level, for boxes f32[N, 4] in canvas pixels (FPN, equation 1)."""
-  area = box_ops.area(boxes)
-  side = jnp.sqrt(jnp.where(area > 0, area, jnp.finfo(jnp.float32).tiny))
-  # torchvision's tolerance, so that a box of exactly the canonical size stays on the canonical level.
-  level = jnp.floor(canonical_level + jnp.log2(side / canonical_size) + 1e-6)
-  return jnp.clip(level, min_level, max_level).astype(jnp.int32)
-
-
-def multilevel_roi_align(
-  features: Sequence[jax.Array],
-  boxes: jax.Array,
-  *,
-  strides: Sequence[int],
-  output_size: int | tuple[int, int],
-  sampling_ratio: int = 2,
-  aligned: bool,
-  canonical_size: float = 224.0,
-  canonical_level: int = 4,
-) -> jax.Array:
-  """[N, P, P, C]: RoI Align of each region on the pyramid level of its size (FPN, section 4.2).
-
-  Args:
-    features: [H_l, W_l, C] for each level, from fine to coarse.
-    boxes: f32[N, 4], canvas pixels.
-    strides: canvas pixels per feature cell for each level, powers of two, each twice the one before.
-    output_size, sampling_ratio, aligned: as for `roi_align`.
-    canonical_size, canonical_level: as for `level_of`.
-  """
-  min_level = int(np.log2(strides[0]))
-  levels = level_of(
-    boxes,
-    min_level=min_level,
-    max_level=min_level + len(strides) - 1,
-    canonical_size=canonical_size,
-    canonical_level=canonical_level,
-  )
-  pooled = 0
-  for index, (level_features, stride) in enumerate(zip(features, strides, strict=True)):
-    # A region of another level lies nowhere on this one, and pools zeros.
-    here = jnp.where((levels == min_level + index)[:, None], boxes, jnp.nan)
-    pooled += roi_align(
-      level_features,
-      here,
-      output_size=output_size,
-      spatial_scale=1.0 / stride,
-      sampling_ratio=sampling_ratio,
-      aligned=aligned,
-    )
-  return pooled
