@@ -1,0 +1,95 @@
+"""ResNet-18, 34, 50 and 101 (arXiv:1512.03385) in torchvision's layout: the stride stands in the 3×3 convolution."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+
+from rcnn_jax.models.layers import Conv, max_pool, norm
+from rcnn_jax.types import Array
+
+# Blocks a stage, and whether a block is a bottleneck.
+DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True)}
+
+
+class Block(nn.Module):
+  """A residual block: two 3×3 convolutions, or 1×1, 3×3, 1×1 with four times the channels (bottleneck)."""
+
+  width: int
+  bottleneck: bool
+  stride: int = 1
+  dilation: int = 1
+  norm: str = "frozen"
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    def layer(y: Array, index: int, features: int, **kwargs) -> Array:
+      y = Conv(features, use_bias=False, name=f"conv{index}", **kwargs)(y)
+      return norm(self.norm, f"bn{index}")(y, train)
+
+    spatial = dict(kernel_size=3, stride=self.stride, dilation=self.dilation)
+    if self.bottleneck:
+      out = 4 * self.width
+      y = nn.relu(layer(x, 1, self.width))
+      y = nn.relu(layer(y, 2, self.width, **spatial))
+      y = layer(y, 3, out)
+    else:
+      out = self.width
+      y = nn.relu(layer(x, 1, out, **spatial))
+      y = layer(y, 2, out, kernel_size=3)
+    if x.shape[-1] != out or self.stride != 1:
+      x = Conv(out, stride=self.stride, use_bias=False, name="downsample")(x)
+      x = norm(self.norm, "downsample_bn")(x, train)
+    return nn.relu(x + y)
+
+
+class Stage(nn.Module):
+  """One of a ResNet's four stages, conv2_x to conv5_x in the paper, layer1 to layer4 in torchvision."""
+
+  depth: int
+  index: int  # 1..4
+  stride: int
+  dilation: int = 1
+  norm: str = "frozen"
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> Array:
+    """x: f[B, H, W, C] -> f[B, H/stride, W/stride, C']."""
+    blocks, bottleneck = DEPTHS[self.depth]
+    width = 64 * 2 ** (self.index - 1)
+    for i in range(blocks[self.index - 1]):
+      stride = self.stride if i == 0 else 1
+      x = Block(width, bottleneck, stride, self.dilation, self.norm, name=f"block{i}")(x, train)
+    return x
+
+
+class ResNet(nn.Module):
+  """A ResNet's features: `levels` names the stages (2 for C2 to 5 for C5) whose outputs are handed on.
+
+  levels=(4,) is the C4 backbone, (5,) C5, (2, 3, 4, 5) what an FPN needs; stages beyond the last level are not
+  built. `norm` is 'frozen' (fixed statistics and affine), 'batch' (trainable, synchronised) or 'group'.
+  """
+
+  depth: int = 50
+  levels: tuple[int, ...] = (2, 3, 4, 5)
+  norm: str = "frozen"
+  dilate_c5: bool = False  # DC5: stage 5 keeps stride 16 and is dilated instead
+  pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
+  pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+
+  @property
+  def strides(self) -> tuple[int, ...]:
+    """Canvas pixels per feature cell, a level."""
+    return tuple(16 if level == 5 and self.dilate_c5 else 2**level for level in self.levels)
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
+    """x: normalised images f[B, H, W, 3] -> one f[B, H/stride, W/stride, C] a level."""
+    x = Conv(64, kernel_size=7, stride=2, use_bias=False, name="conv1")(x)
+    x = max_pool(nn.relu(norm(self.norm, "bn1")(x, train)), 3, 2, padding=1)
+    outputs = {}
+    for level in range(2, max(self.levels) + 1):
+      dilated = level == 5 and self.dilate_c5
+      stride = 1 if level == 2 or dilated else 2
+      stage = Stage(self.depth, level - 1, stride, 2 if dilated else 1, self.norm, name=f"layer{level - 1}")
+      x = outputs[level] = stage(x, train)
+    return tuple(outputs[level] for level in self.levels)

@@ -1,0 +1,115 @@
+"""What stands behind the pooling: trunks (shared layers over a pooled RoI) and heads (what is predicted from it)."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rcnn_jax.models.backbones.resnet import Stage
+from rcnn_jax.ops import boxes, losses, nms
+from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
+
+xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+
+
+class FcTrunk(nn.Module):
+  """Fully connected layers over the flattened RoI: VGG's fc6 and fc7, or FPN's two of 1,024."""
+
+  widths: tuple[int, ...] = (1024, 1024)
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(self, rois: Array, key: Array | None) -> Array:
+    """rois: f[R, P, P, C] -> f[R, widths[-1]]; `key` draws the dropout, without one nothing is dropped."""
+    x = rois.reshape(rois.shape[0], -1)
+    for i, width in enumerate(self.widths, start=6):
+      dense = nn.Dense(width, dtype=x.dtype, kernel_init=xavier, name=f"fc{i}")
+      x = nn.relu(dense(x))
+      if self.dropout and key is not None:
+        key, now = jax.random.split(key)
+        kept = jax.random.bernoulli(now, 1 - self.dropout, x.shape)
+        x = jnp.where(kept, x / (1 - self.dropout), 0)
+    return x
+
+
+class Res5Trunk(nn.Module):
+  """A ResNet's fifth stage over each RoI, then the mean over its cells: the C4 head (arXiv:1512.03385, appendix A)."""
+
+  depth: int = 50
+  norm: str = "frozen"
+  stride: int = 2
+
+  @nn.compact
+  def __call__(self, rois: Array, key: Array | None) -> Array:
+    """rois: f[R, P, P, C] -> f[R, C']."""
+    x = Stage(self.depth, 4, self.stride, norm=self.norm, name="layer4")(rois, key is not None)
+    return x.mean(axis=(1, 2))
+
+
+class BoxHead(nn.Module):
+  """Classification over K + 1 classes and box regression (arXiv:1504.08083, section 2.3)."""
+
+  delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
+  class_agnostic: bool = False
+  smooth_l1_beta: float = 1 / 9
+  score_threshold: float = 0.05
+  min_size: float = 1e-2
+  nms_iou: float = 0.5
+  num_candidates: int = 2000  # boxes of all classes that enter NMS, by falling score
+  max_detections: int = 100
+
+  @nn.compact
+  def __call__(self, x: Array, num_classes: int) -> tuple[Array, Array]:
+    """x: f[R, C] -> class_logits f32[R, K+1], box_deltas f32[R, K, 4] (f32[R, 1, 4] where class-agnostic)."""
+    groups = 1 if self.class_agnostic else num_classes
+    logits = nn.Dense(num_classes + 1, dtype=x.dtype, kernel_init=nn.initializers.normal(0.01), name="classes")(x)
+    deltas = nn.Dense(4 * groups, dtype=x.dtype, kernel_init=nn.initializers.normal(0.001), name="deltas")(x)
+    return logits.astype(jnp.float32), deltas.astype(jnp.float32).reshape(-1, groups, 4)
+
+  def losses(self, class_logits: Array, box_deltas: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
+    """Multi-task loss over the batch's samples; both terms are divided by the number of samples.
+
+    class_logits: f32[B, S, K+1]; box_deltas: f32[B, S, K, 4]; samples, truth: batched.
+    """
+
+    def image(logits, deltas, samples, truth):
+      targets = boxes.encode(truth.boxes[samples.matched], samples.boxes, self.delta_weights)
+      group = jnp.zeros_like(samples.classes) if self.class_agnostic else jnp.maximum(samples.classes - 1, 0)
+      predicted = jnp.take_along_axis(deltas, group[:, None, None], axis=1)[:, 0]
+      return {
+        "class": losses.softmax_cross_entropy(logits, samples.classes, samples.valid),
+        "box": losses.smooth_l1(predicted, targets, samples.valid & (samples.classes > 0), beta=self.smooth_l1_beta),
+        "num_samples": jnp.sum(samples.valid),
+      }
+
+    sums = jax.tree.map(jnp.sum, jax.vmap(image)(class_logits, box_deltas, samples, truth))
+    return {f"roi_{term}": losses.divide(sums[term], sums["num_samples"]) for term in ("class", "box")}
+
+  def detections(self, class_logits: Array, box_deltas: Array, proposals: Proposals, batch: Batch) -> Detections:
+    """Scores above the threshold, decoded with their class's deltas, clipped, NMS class by class, best D.
+
+    class_logits: f32[B, N, K+1]; box_deltas: f32[B, N, K, 4]. Returns Detections [B, D].
+    """
+
+    def image(logits, deltas, proposals, image_size):
+      num_proposals, num_classes = logits.shape[0], logits.shape[1] - 1
+      decode = jax.vmap(lambda d: boxes.decode(d, proposals.boxes, self.delta_weights), 1, 1)
+      decoded = decode(deltas)
+      decoded = jnp.broadcast_to(decoded, (num_proposals, num_classes, 4)).reshape(-1, 4)
+      decoded = boxes.clip(decoded, image_size)
+      scores = jax.nn.softmax(logits)[:, 1:].reshape(-1)
+      classes = jnp.tile(jnp.arange(1, num_classes + 1, dtype=jnp.int32), num_proposals)
+      sides = decoded[:, 2:] - decoded[:, :2]
+      valid = jnp.repeat(proposals.valid, num_classes) & (scores > self.score_threshold)
+      valid &= jnp.all(sides >= self.min_size, axis=-1)
+      top = jax.lax.top_k(jnp.where(valid, scores, -1.0), min(self.num_candidates, scores.shape[0]))[1]
+      candidates = Detections(decoded[top], scores[top], classes[top], valid[top])
+      index, kept = nms.nms(
+        candidates.boxes, candidates.scores, candidates.valid,
+        iou_threshold=self.nms_iou, max_output=self.max_detections, groups=candidates.classes,
+      )
+      found = jax.tree.map(lambda leaf: leaf[index], candidates)
+      return found.replace(valid=kept)
+
+    return jax.vmap(image)(class_logits, box_deltas, proposals, batch.image_size)

@@ -1,0 +1,131 @@
+"""Layers that the backbones and heads share: convolution, max pooling, normalisation.
+
+They compute in the dtype of their input (float32 or bfloat16) and keep their parameters in float32, so that the
+precision of a whole detector is set in one place, where its images are normalised. Layout is NHWC, kernels HWIO.
+Each is written in the form that XLA compiles well on a CPU too; accelerators lose nothing by it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rcnn_jax.types import Array
+
+he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+class Conv(nn.Module):
+  """A 2-D convolution; a 1×1 kernel is a matrix product, several times faster than XLA's convolution on a CPU."""
+
+  features: int
+  kernel_size: int = 1
+  stride: int = 1
+  padding: int | None = None  # None: half the kernel, which keeps the size at stride 1
+  dilation: int = 1
+  use_bias: bool = True
+  kernel_init: Callable = he_normal
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x: f[B, H, W, C] -> f[B, H', W', features]."""
+    size, stride = self.kernel_size, self.stride
+    padding = self.dilation * (size - 1) // 2 if self.padding is None else self.padding
+    kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features)).astype(x.dtype)
+    if size == 1 and padding == 0:
+      y = x[:, ::stride, ::stride] @ kernel[0, 0]
+    else:
+      y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), ((padding, padding),) * 2, rhs_dilation=(self.dilation,) * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      )
+    if self.use_bias:
+      y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+    return y
+
+
+def max_pool(x: Array, window: int, stride: int, padding: int = 0, ceil_mode: bool = False) -> Array:
+  """Max pooling, as the maximum of shifted slices: its gradient is 3 to 12 times faster than reduce_window's on a CPU.
+
+  x: f[B, H, W, C] -> f[B, H', W', C]. `ceil_mode` is PyTorch's: a last window may hang over the border, but not
+  begin beyond it. Where two elements of a window are equal, they share the gradient.
+  """
+  for axis in (1, 2):
+    x = _max_pool_axis(x, axis, window, stride, padding, ceil_mode)
+  return x
+
+
+def _max_pool_axis(x: Array, axis: int, window: int, stride: int, padding: int, ceil_mode: bool) -> Array:
+  length = x.shape[axis]
+  room = length + 2 * padding - window
+  out = (-(-room // stride) if ceil_mode else room // stride) + 1
+  if ceil_mode and (out - 1) * stride >= length + padding:
+    out -= 1
+  span = (out - 1) * stride + 1
+  after = max(span + window - 1 - length - padding, 0)
+  pads = [(0, 0)] * x.ndim
+  pads[axis] = (padding, after)
+  x = jnp.pad(x, pads, constant_values=-jnp.inf)
+  slices = [jax.lax.slice_in_dim(x, i, i + span, stride, axis) for i in range(window)]
+  pooled = slices[0]
+  for piece in slices[1:]:
+    pooled = jnp.maximum(pooled, piece)
+  return pooled
+
+
+class FrozenBatchNorm(nn.Module):
+  """Batch norm with fixed statistics and a fixed affine map, as detectors fine-tune ImageNet backbones.
+
+  All four vectors are variables of `batch_stats`, which no optimiser touches.
+  """
+
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    del train
+    c = x.shape[-1]
+    value = lambda name, init: self.variable("batch_stats", name, init, (c,)).value
+    scale, bias = value("scale", jnp.ones), value("bias", jnp.zeros)
+    mean, var = value("mean", jnp.zeros), value("var", jnp.ones)
+    factor = scale * jax.lax.rsqrt(var + self.epsilon)
+    return x * factor.astype(x.dtype) + (bias - mean * factor).astype(x.dtype)
+
+
+class BatchNorm(nn.Module):
+  """Trainable batch norm; under a sharded batch its statistics are those of all devices (synchronised)."""
+
+  epsilon: float = 1e-5
+  momentum: float = 0.9
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    norm = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, epsilon=self.epsilon, name="norm")
+    return norm(x.astype(jnp.float32)).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+  """Group normalisation (arXiv:1803.08494), independent of the batch size."""
+
+  groups: int = 32
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: Array, train: bool) -> Array:
+    del train
+    return nn.GroupNorm(self.groups, epsilon=self.epsilon, name="norm")(x.astype(jnp.float32)).astype(x.dtype)
+
+
+def norm(kind: str, name: str) -> nn.Module:
+  """The normalisation layer `kind`: 'frozen', 'batch' or 'group'; raises ValueError for another word."""
+  match kind:
+    case "frozen":
+      return FrozenBatchNorm(name=name)
+    case "batch":
+      return BatchNorm(name=name)
+    case "group":
+      return GroupNorm(name=name)
+  raise ValueError(f"norm must be 'frozen', 'batch' or 'group', not {kind!r}")

@@ -1,0 +1,124 @@
+"""Where proposals come from: a region proposal network, or the batch itself."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from rcnn_jax.models.layers import Conv
+from rcnn_jax.ops import anchors, assign, boxes, losses, nms, random
+from rcnn_jax.types import Array, Batch, Proposals
+
+normal = nn.initializers.normal
+
+
+class External(nn.Module):
+  """Proposals that came with the batch, as those of selective search (R-CNN, SPPnet, Fast R-CNN)."""
+
+  @nn.compact
+  def __call__(self, features: tuple[Array, ...], strides: tuple[int, ...], batch: Batch, key: Array | None):
+    """Returns (batch.proposals, no losses); raises ValueError where the batch carries none."""
+    if batch.proposals is None:
+      raise ValueError("the model takes external proposals, but the data source gives none")
+    return batch.proposals, {}
+
+
+class Rpn(nn.Module):
+  """Region proposal network (arXiv:1506.01497, section 3.1), on one feature level or on a pyramid's.
+
+  Pairs are (train, eval). `anchor_sizes` holds one tuple of sides in canvas pixels for each level, each side at
+  every one of `anchor_ratios` (height : width). The counts are an image's; `num_pre_nms` is also a level's.
+  """
+
+  anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
+  anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+  channels: int | None = None  # of the 3×3 convolution; None: as many as the features have
+  num_pre_nms: tuple[int, int] = (2000, 1000)
+  num_post_nms: tuple[int, int] = (2000, 1000)
+  nms_iou: float = 0.7
+  min_size: float = 1e-3
+  foreground_iou: float = 0.7
+  background_iou: float = 0.3
+  num_samples: int = 256
+  foreground_fraction: float = 0.5
+  smooth_l1_beta: float = 1 / 9
+
+  @nn.compact
+  def __call__(self, features: tuple[Array, ...], strides: tuple[int, ...], batch: Batch, key: Array | None):
+    """features: one f[B, h, w, C] a level. Returns (Proposals [B, N], loss terms); without a key, no losses."""
+    if len(features) != len(self.anchor_sizes):
+      raise ValueError(f"Rpn has anchor sizes for {len(self.anchor_sizes)} levels, the backbone {len(features)} levels")
+    logits, deltas = self.predict(features)
+    grids = [
+      anchors.grid(feature.shape[1:3], stride, sizes, self.anchor_ratios)
+      for feature, stride, sizes in zip(features, strides, self.anchor_sizes)
+    ]
+    train = key is not None
+    proposals = self.propose(jax.lax.stop_gradient(logits), jax.lax.stop_gradient(deltas), grids, batch, train)
+    return proposals, self.losses(logits, deltas, grids, batch, key) if train else {}
+
+  def predict(self, features: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
+    """Objectness logits f32[B, A_l] and box deltas f32[B, A_l, 4] of each level; the head is shared by all."""
+    per_cell = len(self.anchor_sizes[0]) * len(self.anchor_ratios)
+    conv = Conv(self.channels or features[0].shape[-1], kernel_size=3, kernel_init=normal(0.01), name="conv")
+    objectness = Conv(per_cell, kernel_init=normal(0.01), name="objectness")
+    regression = Conv(4 * per_cell, kernel_init=normal(0.01), name="deltas")
+    logits, deltas = [], []
+    for feature in features:
+      hidden = nn.relu(conv(feature))
+      batch = hidden.shape[0]
+      logits.append(objectness(hidden).astype(jnp.float32).reshape(batch, -1))
+      deltas.append(regression(hidden).astype(jnp.float32).reshape(batch, -1, 4))
+    return logits, deltas
+
+  def propose(self, logits, deltas, grids, batch: Batch, train: bool) -> Proposals:
+    """Best anchors of each level, decoded, clipped to the image, NMS level by level, best of all levels."""
+    pre, post = (pair[0 if train else 1] for pair in (self.num_pre_nms, self.num_post_nms))
+
+    def level(logits, deltas, grid, image_size):
+      scores, top = jax.lax.top_k(logits, min(pre, logits.shape[0]))
+      candidates = boxes.clip(boxes.decode(deltas[top], jnp.asarray(grid)[top]), image_size)
+      sides = candidates[:, 2:] - candidates[:, :2]
+      valid = jnp.all(sides >= self.min_size, axis=-1)
+      index, kept = nms.nms(
+        candidates, scores, valid, iou_threshold=self.nms_iou, max_output=min(post, top.shape[0])
+      )
+      return Proposals(candidates[index], scores[index], kept)
+
+    def image(logits, deltas, image_size, valid):
+      levels = [level(*inputs, image_size) for inputs in zip(logits, deltas, grids)]
+      every = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *levels)
+      ranked = jnp.where(every.valid, every.scores, -jnp.inf)
+      top = jax.lax.top_k(ranked, min(post, ranked.shape[0]))[1]
+      best = jax.tree.map(lambda leaf: leaf[top], every)
+      return Proposals(best.boxes, jax.nn.sigmoid(best.scores), best.valid & valid)
+
+    return jax.vmap(image)(logits, deltas, batch.image_size, batch.valid)
+
+  def losses(self, logits, deltas, grids, batch: Batch, key: Array) -> dict[str, Array]:
+    """Objectness and box regression over the sampled anchors (equation 1), both divided by their number."""
+    grid = jnp.concatenate([jnp.asarray(level) for level in grids])
+    logits, deltas = jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
+    keys = random.per_image(random.named(key, "rpn"), batch.image_id)
+
+    def image(logits, deltas, truth, key, valid):
+      truth_valid = truth.valid & ~truth.crowd
+      matches = assign.match(
+        boxes.iou(grid, truth.boxes), truth_valid, foreground_iou=self.foreground_iou,
+        background_iou=self.background_iou, allow_low_quality=True, anchor_valid=jnp.broadcast_to(valid, grid.shape[:1]),
+      )
+      samples = assign.sample(
+        key, matches.foreground, matches.background,
+        num_samples=self.num_samples, foreground_fraction=self.foreground_fraction,
+      )
+      index = samples.indices
+      targets = boxes.encode(truth.boxes[matches.matched[index]], grid[index])
+      return {
+        "objectness": losses.sigmoid_cross_entropy(logits[index], samples.foreground, samples.valid),
+        "box": losses.smooth_l1(deltas[index], targets, samples.foreground, beta=self.smooth_l1_beta),
+        "num_samples": jnp.sum(samples.valid),
+      }
+
+    sums = jax.tree.map(jnp.sum, jax.vmap(image)(logits, deltas, batch.truth, keys, batch.valid))
+    return {f"rpn_{term}": losses.divide(sums[term], sums["num_samples"]) for term in ("objectness", "box")}
