@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 import numpy as np
 
@@ -43,7 +44,7 @@ def detect(model, variables, batches: Iterable[Batch], sizes: Mapping[int, tuple
   Args:
     model: hashable, with `apply(variables, batch, method='detect') -> Detections`.
     variables: of the model.
-    batches: host batches; rows that are not `valid` are skipped.
+    batches: host batches, the same in every process; rows that are not `valid` are skipped.
     sizes: (height, width) of the original by image id, for every image that is to be seen.
     category_ids: the data set's id of class 1, 2, ..., K.
     mesh: with an axis 'data', over which the rows of each batch are shared out; a batch must be divisible by it.
@@ -75,6 +76,13 @@ def _place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:
   return jax.device_put(tree, None if mesh is None else NamedSharding(mesh, spec))
 
 
+def _fetch(found: Detections) -> Detections:
+  """To the host; with several processes each of them gets the rows of all."""
+  if jax.process_count() > 1:
+    return multihost_utils.process_allgather(found, tiled=True)
+  return jax.device_get(found)
+
+
 def _kinds(found: Detections) -> tuple[str, ...]:
   extra = (("segm", found.masks), ("keypoints", found.keypoints))
   return ("bbox", *(kind for kind, values in extra if values is not None))
@@ -82,7 +90,7 @@ def _kinds(found: Detections) -> tuple[str, ...]:
 
 def _convert(batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequence[int], seen: list[int]) -> list[dict]:
   """Entries of one batch; the ids of its images are added to `seen`."""
-  found = jax.device_get(found)
+  found = _fetch(found)
   entries = []
   for row in np.flatnonzero(batch.valid):
     image_id = int(batch.image_id[row])

@@ -8,6 +8,7 @@ import pathlib
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image
 
@@ -48,6 +49,8 @@ def evaluate(model, variables, data, source, outdir, *, mesh=None, pictures: int
   results = detect_source(model, variables, data, source, annotations, mesh)
   seconds = time.perf_counter() - start
   metrics, curves = measure(truth, results, max_detections)
+  if jax.process_index() > 0:  # one process writes for all
+    return metrics
   outdir = pathlib.Path(outdir)
   _write_json(outdir / "metrics.json", metrics)
   _write_json(outdir / "detections.json", results.entries)

@@ -1,0 +1,84 @@
+"""The plots of a run: losses and metrics over steps, precision over recall. Each returns a matplotlib figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from matplotlib.figure import Figure
+import numpy as np
+
+COLOURS = ("#2563eb", "#e11d48", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#65a30d")
+INK, QUIET, GRID = "#1f2937", "#6b7280", "#e5e7eb"
+SMOOTHED_FROM = 40  # points, from which a curve is drawn through a running mean
+
+
+def loss_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
+  """The total loss and its terms over steps, from the train rows of metrics.jsonl; long curves also smoothed."""
+  figure, axes = _axes("Training loss", "step", "loss")
+  names = ["loss", *sorted({name for row in rows for name in row if name.startswith("loss/")})]
+  for n, name in enumerate(names):
+    steps, values = _series(rows, name)
+    label = "total" if name == "loss" else name.removeprefix("loss/")
+    _line(axes, steps, values, label, COLOURS[n % len(COLOURS)], 2.2 if name == "loss" else 1.3)
+  return _finish(figure, axes, len(names))
+
+
+def metric_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
+  """Metrics over steps, percent, from rows that each hold `step` and some of the metrics in 0..1."""
+  figure, axes = _axes("Evaluation", "step", "%")
+  for n, name in enumerate(names):
+    steps, values = _series(rows, name)
+    axes.plot(steps, 100 * values, "-o", color=COLOURS[n % len(COLOURS)], label=name, linewidth=2, markersize=5)
+  axes.set_ylim(bottom=0)
+  return _finish(figure, axes, len(names))
+
+
+def precision_recall_figure(curves: Mapping[str, Sequence[float]], kind: str) -> Figure:
+  """Precision over recall at IoU (keypoints: OKS) 0.5, by class name; of many classes only their mean is coloured."""
+  figure, axes = _axes(f"{kind}: precision and recall, {'OKS' if kind == 'keypoints' else 'IoU'} 0.5", "recall",
+                       "precision")
+  recall, few = np.linspace(0.0, 1.0, 101), len(curves) <= len(COLOURS)
+  for n, (name, precision) in enumerate(curves.items()):
+    color = COLOURS[n % len(COLOURS)] if few else GRID
+    axes.plot(recall, precision, color=color, label=name if few else None, linewidth=1.6 if few else 0.8)
+  if not few:
+    axes.plot(recall, np.mean(list(curves.values()), axis=0), color=COLOURS[0], linewidth=2.4, label="mean over classes")
+  axes.set_xlim(0, 1)
+  axes.set_ylim(0, 1.02)
+  return _finish(figure, axes, len(curves) if few else 1)
+
+
+def _axes(title: str, x: str, y: str):
+  figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
+  axes = figure.add_subplot()
+  axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
+  axes.set_xlabel(x, color=QUIET)
+  axes.set_ylabel(y, color=QUIET)
+  axes.grid(color=GRID, linewidth=0.8)
+  axes.set_axisbelow(True)
+  axes.tick_params(colors=QUIET, length=0)
+  axes.spines[:].set_visible(False)
+  return figure, axes
+
+
+def _series(rows: Sequence[Mapping[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+  present = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+  steps, values = zip(*present) if present else ((), ())
+  return np.asarray(steps, np.float64), np.asarray(values, np.float64)
+
+
+def _line(axes, steps: np.ndarray, values: np.ndarray, label: str, color: str, width: float) -> None:
+  if len(values) < SMOOTHED_FROM:
+    axes.plot(steps, values, "-o", color=color, label=label, linewidth=width, markersize=3)
+    return
+  axes.plot(steps, values, color=color, alpha=0.22, linewidth=0.8)
+  window = max(3, len(values) // 40)
+  # Every mean is over values that are there: at the ends the window is shorter.
+  totals = np.convolve(values, np.ones(window), "same") / np.convolve(np.ones_like(values), np.ones(window), "same")
+  axes.plot(steps, totals, color=color, label=label, linewidth=width)
+
+
+def _finish(figure: Figure, axes, num_lines: int) -> Figure:
+  if num_lines:
+    axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=1 if num_lines <= 6 else 2)
+  return figure

@@ -1,0 +1,192 @@
+"""The loop from batches to COCO results entries, and masks pasted into the image."""
+
+from __future__ import annotations
+
+import functools
+
+from hypothesis import given, settings, strategies as st
+import jax
+import numpy as np
+from pycocotools import mask as rle
+import pytest
+
+from rcnn_jax.evaluation.detect import detect, image_entries
+from rcnn_jax.evaluation.paste import encode, paste
+from rcnn_jax.types import Detections
+from tests import scenes
+
+SOURCE = scenes.Scenes(num_images=5)
+
+
+def run(batch_size=2, model=scenes.ColourFinder(), source=SOURCE, **options):
+  return detect(model, scenes.VARIABLES, scenes.batches(source, batch_size), source.sizes(), scenes.CATEGORY_IDS,
+                **options)
+
+
+def expected_entries():
+  """The truth itself, as a perfect model gives it back."""
+  found = []
+  for i in range(len(SOURCE)):
+    one = SOURCE.annotations(i)
+    found += [scenes.entry(one.image_id, scenes.CATEGORY_IDS[k - 1], box.tolist(), pytest.approx(1 - k / 10))
+              for box, k in zip(one.boxes, one.classes)]
+  return found
+
+
+def test_boxes_come_back_in_pixels_of_the_original_with_the_ids_of_the_data_set():
+  assert run().entries == expected_entries()
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 8])
+def test_the_batch_size_changes_nothing(batch_size):
+  assert run(batch_size).entries == run(2).entries
+
+
+def test_sharing_a_batch_over_devices_changes_nothing():
+  mesh = jax.sharding.Mesh(jax.devices()[:4], ("data",))
+  assert run(4, mesh=mesh).entries == run(2).entries
+
+
+def test_a_model_finding_nothing_gives_no_entries():
+  black = scenes.Scenes(num_images=1)
+  assert run(source=black).entries == []
+
+
+def test_kinds_tell_what_the_model_gives_even_where_it_finds_nothing():
+  black = scenes.Scenes(num_images=1)
+  assert run(source=black).kinds == ("bbox",)
+  everything = scenes.ColourFinder(masks=True, keypoints=True)
+  assert run(source=black, model=everything).kinds == ("bbox", "segm", "keypoints")
+
+
+def test_masks_are_run_lengths_of_the_original_image():
+  results = run(model=scenes.ColourFinder(masks=True))
+  pasted = [rle.decode(e["segmentation"]) for e in results.entries]
+  truth = [rle.decode(s) for i in range(len(SOURCE)) for s in SOURCE.annotations(i).segmentations]
+  assert all(np.array_equal(a, b) for a, b in zip(pasted, truth, strict=True))
+
+
+def test_keypoints_are_scaled_back_and_keep_their_score():
+  results = run(model=scenes.ColourFinder(keypoints=True))
+  for e in results.entries:
+    assert e["keypoints"] == pytest.approx([e["bbox"][0], e["bbox"][1], 1.0])
+
+
+def test_an_image_seen_twice_missed_or_unknown_is_an_error():
+  batches = scenes.batches(SOURCE, 5)
+  check = functools.partial(detect, scenes.ColourFinder(), scenes.VARIABLES, category_ids=scenes.CATEGORY_IDS)
+  with pytest.raises(ValueError, match=r"more than once: \[100"):
+    check(batches * 2, sizes=SOURCE.sizes())
+  with pytest.raises(ValueError, match=r"missed 1 of 6 images: \[999\]"):
+    check(batches, sizes=SOURCE.sizes() | {999: (8, 8)})
+  with pytest.raises(ValueError, match="image 100 .* not an image of the data source"):
+    check(batches, sizes={})
+
+
+def test_the_next_batch_is_dispatched_before_the_last_one_is_converted():
+  events = []
+
+  class Sizes(dict):
+    def __getitem__(self, image_id):
+      events.append(f"converted {image_id}")
+      return super().__getitem__(image_id)
+
+  def told(batches):
+    for batch in batches:
+      events.append(f"fetched {batch.image_id[0]}")
+      yield batch
+
+  source = scenes.Scenes(num_images=3)
+  detect(scenes.ColourFinder(), scenes.VARIABLES, told(scenes.batches(source, 1)), Sizes(source.sizes()),
+         scenes.CATEGORY_IDS)
+  assert events == ["fetched 100", "fetched 101", "converted 100", "fetched 102", "converted 101", "converted 102"]
+
+
+def found(boxes, **changes):
+  rows = len(boxes)
+  one = Detections(boxes=np.asarray(boxes, np.float32), scores=np.full(rows, 0.5, np.float32),
+                   classes=np.ones(rows, np.int32), valid=np.ones(rows, bool))
+  return one.replace(**changes)
+
+
+def test_boxes_are_clipped_to_the_original():
+  entries = image_entries(found([[-8, 4, 60, 90]]), 1, np.float32([2, 4]), (40, 12), [7])
+  assert entries[0]["bbox"] == [0, 2, 12, 38]
+
+
+def test_what_stands_in_rows_that_are_not_valid_changes_nothing():
+  one = found([[0, 0, 4, 4], [np.nan, 0, np.inf, 9]], valid=np.array([True, False]), classes=np.array([1, 99]))
+  assert [e["bbox"] for e in image_entries(one, 1, np.float32([1, 1]), (9, 9), [7])] == [[0, 0, 4, 4]]
+
+
+def test_a_number_that_is_not_finite_is_told_with_its_image():
+  with pytest.raises(ValueError, match="image 31: the model gave a box or a score that is not finite"):
+    image_entries(found([[0, 0, np.nan, 4]]), 31, np.float32([1, 1]), (9, 9), [7])
+
+
+# ---------------------------------------------------------------------------------------------------- paste
+
+
+def test_a_full_mask_fills_its_box():
+  expected = [[0, 0, 0, 0, 0],
+              [0, 1, 1, 1, 0],
+              [0, 1, 1, 1, 0],
+              [0, 0, 0, 0, 0]]
+  assert paste(np.ones((7, 7), np.float32), np.float32([1, 1, 4, 3]), (4, 5)).tolist() == expected
+
+
+def test_a_mask_of_half_its_box():
+  left = np.float32([[1, 0], [1, 0]])
+  expected = [[1, 1, 0, 0],
+              [1, 1, 0, 0],
+              [1, 1, 0, 0],
+              [1, 1, 0, 0]]
+  assert paste(left, np.float32([0, 0, 4, 4]), (4, 4)).tolist() == expected
+
+
+def test_the_part_of_a_box_beyond_the_image_is_cut_off():
+  expected = [[1, 1, 0],
+              [1, 1, 0],
+              [0, 0, 0]]
+  assert paste(np.ones((4, 4), np.float32), np.float32([-5, -3, 2, 2]), (3, 3)).tolist() == expected
+
+
+@pytest.mark.parametrize("box", [[5, 5, 5, 9], [5, 5, 2, 2], [-9, -9, -2, -2], [90, 90, 99, 99]])
+def test_an_empty_box_or_one_outside_the_image_gives_an_empty_mask(box):
+  assert not paste(np.ones((4, 4), np.float32), np.float32(box), (20, 20)).any()
+
+
+def paste_slowly(mask, box, size):
+  """Each pixel's centre by itself: bilinear between the centres of the cells, 0 beyond them."""
+  x1, y1, x2, y2 = (float(v) for v in box)
+  padded = np.pad(mask, 1)
+  pasted = np.zeros(size)
+  for row in range(size[0]):
+    for column in range(size[1]):
+      y = (row + 0.5 - y1) / (y2 - y1) * mask.shape[0] - 0.5
+      x = (column + 0.5 - x1) / (x2 - x1) * mask.shape[1] - 0.5
+      if -1 < y < mask.shape[0] and -1 < x < mask.shape[1]:
+        i, j = int(np.floor(y)), int(np.floor(x))
+        v, u = y - i, x - j
+        four = padded[i + 1:i + 3, j + 1:j + 3]
+        pasted[row, column] = np.array([1 - v, v]) @ four @ np.array([1 - u, u])
+  return pasted
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**32 - 1))
+def test_paste_samples_every_pixel_centre_bilinearly(seed):
+  draw = np.random.default_rng(seed)
+  mask = draw.random((5, 5)).astype(np.float32)
+  low = draw.uniform(-6, 10, 2)
+  box = np.concatenate([low, low + draw.uniform(0.5, 16, 2)]).astype(np.float32)
+  slow = paste_slowly(mask, box, (12, 14))
+  clear = np.abs(slow - 0.5) > 1e-4  # the rest may fall to either side by rounding
+  assert np.array_equal(paste(mask, box, (12, 14))[clear], (slow >= 0.5)[clear])
+
+
+def test_run_lengths_fit_into_json_and_come_back():
+  mask = (np.random.default_rng(0).random((9, 13)) > 0.5).astype(np.uint8)
+  encoded = encode(mask)
+  assert isinstance(encoded["counts"], str)
+  assert np.array_equal(rle.decode(encoded), mask)
