@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as rle
 import pytest
 
-from rcnn_jax.evaluation.detect import detect, image_entries
+from rcnn_jax.evaluation.detect import EvaluationError, detect, image_entries
 from rcnn_jax.evaluation.paste import encode, paste
 from rcnn_jax.types import Detections
 from tests import scenes
@@ -75,11 +75,11 @@ def test_keypoints_are_scaled_back_and_keep_their_score():
 def test_an_image_seen_twice_missed_or_unknown_is_an_error():
   batches = scenes.batches(SOURCE, 5)
   check = functools.partial(detect, scenes.ColourFinder(), scenes.VARIABLES, category_ids=scenes.CATEGORY_IDS)
-  with pytest.raises(ValueError, match=r"more than once: \[100"):
+  with pytest.raises(EvaluationError, match=r"more than once: \[100"):
     check(batches * 2, sizes=SOURCE.sizes())
-  with pytest.raises(ValueError, match=r"missed 1 of 6 images: \[999\]"):
+  with pytest.raises(EvaluationError, match=r"missed 1 of 6 images: \[999\]"):
     check(batches, sizes=SOURCE.sizes() | {999: (8, 8)})
-  with pytest.raises(ValueError, match="image 100 .* not an image of the data source"):
+  with pytest.raises(EvaluationError, match="image 100 .* not an image of the data source"):
     check(batches, sizes={})
 
 
@@ -120,7 +120,7 @@ def test_what_stands_in_rows_that_are_not_valid_changes_nothing():
 
 
 def test_a_number_that_is_not_finite_is_told_with_its_image():
-  with pytest.raises(ValueError, match="image 31: the model gave a box or a score that is not finite"):
+  with pytest.raises(EvaluationError, match="image 31: the model gave a box or a score that is not finite"):
     image_entries(found([[0, 0, np.nan, 4]]), 31, np.float32([1, 1]), (9, 9), [7])
 
 

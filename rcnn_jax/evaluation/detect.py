@@ -19,6 +19,10 @@ from rcnn_jax.evaluation import paste
 from rcnn_jax.types import Batch, Detections
 
 
+class EvaluationError(ValueError):
+  """A model, data set or run directory that cannot be evaluated or shown as asked."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Results:
   """What a model found in a set of images.
@@ -50,7 +54,7 @@ def detect(model, variables, batches: Iterable[Batch], sizes: Mapping[int, tuple
     mesh: with an axis 'data', over which the rows of each batch are shared out; a batch must be divisible by it.
 
   Raises:
-    ValueError: an image was missed, seen twice or unknown, or the model gave a number that is not finite.
+    EvaluationError: an image was missed, seen twice or unknown, or the model gave a number that is not finite.
   """
   entries, seen, kinds, last = [], [], ("bbox",), None
   variables = _place(variables, mesh, PartitionSpec())
@@ -96,7 +100,7 @@ def _convert(batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequ
     image_id = int(batch.image_id[row])
     seen.append(image_id)
     if image_id not in sizes:
-      raise ValueError(f"image {image_id} of a batch is not an image of the data source")
+      raise EvaluationError(f"image {image_id} of a batch is not an image of the data source")
     one = jax.tree.map(lambda values: values[row], found)
     entries += image_entries(one, image_id, batch.scale[row], sizes[image_id], category_ids)
   return entries
@@ -114,13 +118,13 @@ def image_entries(found: Detections, image_id: int, scale: np.ndarray, size: tup
     category_ids: the data set's id of class 1, 2, ..., K.
 
   Raises:
-    ValueError: a valid row has a box or a score that is not finite.
+    EvaluationError: a valid row has a box or a score that is not finite.
   """
   rows = np.flatnonzero(found.valid)
   horizontal_first = np.asarray(scale, np.float64)[::-1]
   boxes = found.boxes[rows].astype(np.float64) / np.tile(horizontal_first, 2)
   if not (np.isfinite(boxes).all() and np.isfinite(found.scores[rows]).all()):
-    raise ValueError(f"image {image_id}: the model gave a box or a score that is not finite")
+    raise EvaluationError(f"image {image_id}: the model gave a box or a score that is not finite")
   limits = np.array([size[1], size[0], size[1], size[0]], np.float64)
   clipped = np.clip(boxes, 0.0, limits)
   entries = []
@@ -140,7 +144,7 @@ def _check_each_once(seen: list[int], sizes: Mapping[int, tuple[int, int]]) -> N
   unique = set(seen)
   if len(unique) != len(seen):
     twice = sorted(i for i in unique if seen.count(i) > 1)
-    raise ValueError(f"evaluation saw images more than once: {twice[:5]}")
+    raise EvaluationError(f"evaluation saw images more than once: {twice[:5]}")
   missed = sorted(set(sizes) - unique)
   if missed:
-    raise ValueError(f"evaluation missed {len(missed)} of {len(sizes)} images: {missed[:5]}")
+    raise EvaluationError(f"evaluation missed {len(missed)} of {len(sizes)} images: {missed[:5]}")

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rcnn_jax.evaluation import page, plots
+from rcnn_jax.evaluation.detect import EvaluationError
 
 HEADLINES = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "keypoints/AP", "voc/mAP_area", "voc/mAP_11pt")
 PLOTTED = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "keypoints/AP", "voc/mAP_area")
@@ -68,7 +69,7 @@ def write_report(workdir) -> pathlib.Path:
     The path of report.html.
 
   Raises:
-    ValueError: the directory has neither experiment.json nor metrics nor evaluations.
+    EvaluationError: the directory has neither experiment.json nor metrics nor evaluations.
   """
   run = read_run(pathlib.Path(workdir))
   curves = [_save(run.workdir / "loss.png", plots.loss_figure(run.train))] if run.train else []
@@ -111,7 +112,7 @@ def read_run(workdir: pathlib.Path) -> RunFiles:
       evaluations[int(path.parent.name)] = written | evaluations.get(int(path.parent.name), {}) | written
   train = [row for (kind, _), row in sorted(rows.items()) if kind == "train"]
   if not (settings or train or evaluations):
-    raise ValueError(f"{workdir} holds no run: there is no experiment.json, metrics.jsonl or eval/STEP/metrics.json")
+    raise EvaluationError(f"{workdir} holds no run: there is no experiment.json, metrics.jsonl or eval/STEP/metrics.json")
   keep_best = (settings.get("evaluation") or {}).get("keep_best", "bbox/AP")
   return RunFiles(workdir, settings, train, evaluations, keep_best)
 
