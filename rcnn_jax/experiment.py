@@ -115,6 +115,10 @@ def _fields(cls: type) -> list[dataclasses.Field]:
   return [f for f in dataclasses.fields(cls) if f.init and f.name not in linen]
 
 
+class ClassName(str):
+  """The name of a dataclass, standing for the part of an experiment that is one."""
+
+
 def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
   """Every path of an experiment with its value, a dataclass' own path with its class' name, in order.
 
@@ -122,7 +126,7 @@ def flatten(node: Any, prefix: str = "") -> dict[str, Any]:
   """
   if not _holds_dataclass(node):
     return {prefix: node}
-  flat = {prefix: type(node).__name__} if prefix and dataclasses.is_dataclass(node) else {}
+  flat = {prefix: ClassName(type(node).__name__)} if prefix and dataclasses.is_dataclass(node) else {}
   for name, part in children(node).items():
     flat |= flatten(part, f"{prefix}.{name}" if prefix else name)
   return flat

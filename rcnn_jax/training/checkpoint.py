@@ -208,10 +208,19 @@ def load_run(workdir: str, which: str | int = "best") -> Run:
     CheckpointError: if there is no such run or checkpoint.
   """
   experiment, categories, keypoints = read_experiment(workdir)
-  steps = sorted(ocp.utils.checkpoint_steps(_folder(workdir))) if _folder(workdir).exists() else []
-  step = _chosen_step(workdir, which, steps, experiment.evaluation.keep_best)
+  step = _chosen_step(workdir, which, _steps(workdir), experiment.evaluation.keep_best)
   variables = _read_variables(_folder(workdir) / str(step) / "variables")
   return Run(experiment, categories, keypoints, variables, step)
+
+
+def has_checkpoint(workdir: str) -> bool:
+  """Whether a training in this directory would resume."""
+  return bool(_steps(workdir))
+
+
+def _steps(workdir: str) -> list[int]:
+  folder = _folder(workdir)
+  return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
 def _chosen_step(workdir: str, which: str | int, steps: list[int], metric: str) -> int:

@@ -20,15 +20,17 @@ from rcnn_jax.experiment import Experiment
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.checkpoint import CheckpointStore
 from rcnn_jax.training.log import Interval, RunLog, clock, progress_line, rows
-from rcnn_jax.training.optim import TrainingError
+from rcnn_jax.training.optim import TrainingError, resolve
 from rcnn_jax.training.stages import Sgd
-from rcnn_jax.training.step import TrainState, create_state, make_train_step
+from rcnn_jax.training.step import TrainState, create_state, make_train_step, partition
 
 Evaluate = Callable[[dict, int], dict[str, float | None]]  # (variables, step) -> flat metrics
 
 
 class Stopped(Exception):
   """The training was told to stop (SIGTERM) and has saved a checkpoint; started again, it goes on from there."""
+
+  exit_status = 128 + signal.SIGTERM  # as the shell reports a program that a signal ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +165,7 @@ class _Trainer:
       first_step=span.first,
     )
     batch_size = self.experiment.data.batch_size[0]
+    self._announce(state, span)
     interval = Interval()
     for step in range(start + 1, span.last + 1):
       batch = self._next_batch(interval, step)
@@ -183,6 +186,14 @@ class _Trainer:
         self._evaluate_if_due(step, state)
         interval.exclude(time.perf_counter() - began)
     return state
+
+  def _announce(self, state: TrainState, span: Span) -> None:
+    trainable, frozen = partition(state.params, resolve(span.stage.rules, state.params))
+    moving, still = (sum(leaf.size for leaf in part.values()) for part in (trainable, frozen))
+    self.log.say(
+      f"stage {self.spans.index(span) + 1} of {len(self.spans)}: steps {span.first + 1} to {span.last}, "
+      f"{moving:,} parameters trained, {still:,} frozen, {self.mesh.size} device(s)"
+    )
 
   def _next_batch(self, interval: Interval, step: int) -> Any:
     began = time.perf_counter()

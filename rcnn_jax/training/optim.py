@@ -64,7 +64,7 @@ class Cosine:
 
   def decay(self, step: Array, num_steps: int) -> Array:
     """The fraction of the peak at a step: f32[]."""
-    return 0.5 * (1 + jnp.cos(jnp.pi * step / num_steps))
+    return jnp.cos(0.5 * jnp.pi * step / num_steps) ** 2  # (1 + cos(pi x)) / 2, without its cancellation near the end
 
 
 def learning_rate(schedule: Constant | StepDecay | Cosine, step: Array, num_steps: int) -> Array:
@@ -112,6 +112,11 @@ def _add_decayed(decays: dict[str, float]) -> optax.GradientTransformation:
     return {path: u + decays[path] * params[path] if decays[path] else u for path, u in updates.items()}
 
   return optax.stateless(update)
+
+
+def global_norm(gradients: dict[str, Array]) -> Array:
+  """The Euclidean norm of all gradients together, f32[]."""
+  return jnp.sqrt(sum(jnp.sum(jnp.square(g)) for g in gradients.values()))
 
 
 def clip_by_global_norm(gradients: dict[str, Array], norm: Array, max_norm: float | None) -> dict[str, Array]:

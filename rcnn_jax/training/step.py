@@ -97,7 +97,7 @@ def make_train_step(
       state = _update(stage, state, gradients, lr)
     else:
       state = _accumulate(stage, state, gradients, lr, state.step - first_step)
-    return state.replace(step=state.step + 1), metrics | {"lr": lr, "grad_norm": optax.global_norm(gradients)}
+    return state.replace(step=state.step + 1), metrics | {"lr": lr, "grad_norm": optim.global_norm(gradients)}
 
   copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)
   return jax.jit(train_step, donate_argnums=0, in_shardings=(copies, divided), out_shardings=copies)
@@ -124,7 +124,7 @@ def _update(stage: Sgd, state: TrainState, gradients: dict, lr: Array) -> TrainS
   """One move of the trainable parameters, and of their moving average."""
   rules = optim.resolve(stage.rules, state.params)
   trainable, frozen = partition(state.params, rules)
-  gradients = optim.clip_by_global_norm(gradients, optax.global_norm(gradients), stage.clip_norm)
+  gradients = optim.clip_by_global_norm(gradients, optim.global_norm(gradients), stage.clip_norm)
   directions, opt_state = transform(stage, state.params).update(gradients, state.opt_state, trainable)
   moved = {path: value - lr * rules[path].lr * directions[path] for path, value in trainable.items()}
   state = state.replace(params=optim.unflatten(moved | frozen), opt_state=opt_state)

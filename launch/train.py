@@ -1,0 +1,108 @@
+"""Trains an experiment in a run directory, and goes on with it when it is there already.
+
+    python -m launch.train --experiment=NAME_OR_FILE --workdir=DIR [--set=path=value ...]
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from typing import Any, Iterator
+
+import flax.linen as nn
+import jax
+from absl import flags
+
+from launch import flags as launch_flags
+from rcnn_jax.experiment import Experiment
+from rcnn_jax.ops import random
+from rcnn_jax.training import checkpoint, loop
+from rcnn_jax.training import mesh as meshes
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """Defines the options of this command."""
+  launch_flags.define_experiment()
+  flags.DEFINE_string("workdir", None, "The run directory.")
+  flags.DEFINE_string("init_from", None, "Start from another run's parameters: DIR, DIR@latest or DIR@STEP.")
+  flags.DEFINE_string("init_from_skip", None, "Regular expression of the parameters that --init_from leaves alone.")
+  flags.DEFINE_integer("log_every", 20, "Steps between two lines of progress.", lower_bound=1)
+  flags.DEFINE_string("compilation_cache", None, "Directory in which compiled programs are kept from run to run.")
+  flags.DEFINE_bool("distributed", False, "One of several processes of a cluster: call jax.distributed.initialize().")
+
+
+def main(argv: list[str]) -> None:
+  """Trains, evaluates and writes the report."""
+  del argv
+  experiment = launch_flags.chosen_experiment()
+  if not FLAGS.workdir:
+    raise checkpoint.CheckpointError("--workdir=DIR is missing")
+  if FLAGS.compilation_cache:
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(FLAGS.compilation_cache))
+  if FLAGS.distributed:
+    jax.distributed.initialize()
+  train(experiment, FLAGS.workdir, FLAGS.init_from, FLAGS.init_from_skip, FLAGS.log_every)
+
+
+def train(experiment: Experiment, workdir: str, init_from: str | None, skip: str | None, log_every: int) -> None:
+  """Brings the experiment, its data, the engine and the evaluation together."""
+  mesh = meshes.data_mesh()
+  meshes.check_batch_size(experiment.data.batch_size[0], mesh)
+  source = experiment.data.train.open()
+  checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints)
+  model = experiment.model.clone(num_classes=len(source.categories))
+  resuming = checkpoint.has_checkpoint(workdir)
+  variables = initial_variables(experiment, model, None if resuming else init_from, skip, pretrained=not resuming)
+  loop.run(
+    experiment, workdir, model, variables, len(source), functools.partial(batches, experiment, source),
+    evaluate=evaluation(experiment, workdir, model, mesh), mesh=mesh, log_every=log_every,
+  )
+  if jax.process_index() == 0:
+    from rcnn_jax.evaluation import report
+
+    report.write_report(workdir)
+
+
+def initial_variables(
+  experiment: Experiment, model: nn.Module, init_from: str | None, skip: str | None, pretrained: bool
+) -> dict:
+  """The variables that a training starts from: random, then the experiment's own `init`, then another run's."""
+  from rcnn_jax.models import detector
+
+  key = random.named(jax.random.key(experiment.seed), "init")
+  variables = detector.init_variables(model, key, experiment.data.canvases[0])
+  if pretrained and experiment.init is not None:
+    variables = experiment.init.load(variables)
+  if init_from:
+    folder, _, which = init_from.partition("@")
+    variables = checkpoint.take_params(variables, checkpoint.load_run(folder, which or "best").variables, skip)
+  return variables
+
+
+def batches(experiment: Experiment, source: Any, num_steps: int) -> Iterator[Any]:
+  """This process' share of the training batches."""
+  from rcnn_jax.data import loader
+
+  return iter(loader.train_loader(
+    experiment.data, source, seed=experiment.seed, num_steps=num_steps, process_index=jax.process_index(),
+    process_count=jax.process_count(),
+  ))
+
+
+def evaluation(experiment: Experiment, workdir: str, model: nn.Module, mesh: jax.sharding.Mesh) -> loop.Evaluate:
+  """The function that evaluates some variables on the experiment's evaluation data, into DIR/eval/STEP."""
+  from rcnn_jax.evaluation import evaluate
+
+  source = experiment.data.eval.open()
+
+  def measure(variables: dict, step: int) -> dict[str, float | None]:
+    outdir = os.path.join(workdir, "eval", str(step))
+    return evaluate.evaluate(model, variables, experiment.data, source, outdir, mesh=mesh)
+
+  return measure
+
+
+if __name__ == "__main__":
+  launch_flags.run(main, define_flags)

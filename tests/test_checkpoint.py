@@ -1,0 +1,178 @@
+"""Run directories: resuming bit for bit, refusing, keeping the best, starting from another run, SIGTERM."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from rcnn_jax.experiment import Checkpoints, Evaluation
+from rcnn_jax.training import checkpoint, log, loop, mesh as meshes
+from rcnn_jax.training.checkpoint import CheckpointError
+
+EXPERIMENT = tiny.experiment().override({"data.canvases": ((4, 8), (4, 8))})
+
+
+class Killed(Exception):
+  """Stands for the end of the process."""
+
+
+class Fragile(tiny.Loader):
+  """Dies when asked for the batch of step `dies_at`, as a process does that is killed there."""
+
+  dies_at = 5
+
+  def __next__(self):
+    if self.given + 1 == self.dies_at:
+      raise Killed
+    return super().__next__()
+
+
+class Terminated(tiny.Loader):
+  """A SIGTERM arrives while the batch of step 2 is read."""
+
+  def __next__(self):
+    if self.given + 1 == 2:
+      os.kill(os.getpid(), signal.SIGTERM)
+    return super().__next__()
+
+
+def train(workdir, exp=EXPERIMENT, loader=tiny.Loader, evaluate=None):
+  checkpoint.write_experiment(workdir, exp, tiny.CATEGORIES)
+  return loop.run(
+    exp, workdir, tiny.model_of(exp), tiny.variables_of(exp), exp.data.num_images,
+    functools.partial(loader, exp.data, exp.seed), evaluate=evaluate, mesh=meshes.data_mesh(1), log_every=1,
+  )
+
+
+def same(a, b):
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(a), jax.device_get(b))
+
+
+@pytest.fixture
+def compiled_once(monkeypatch):
+  """Runs that do not test compilation share their compiled steps."""
+  monkeypatch.setattr(loop, "make_train_step", compiled_step)
+
+
+compiled_step = functools.lru_cache(loop.make_train_step)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run of six steps that nothing disturbed: (directory, last state)."""
+  workdir = tmp_path_factory.mktemp("whole")
+  return workdir, train(workdir)
+
+
+def results(workdir):
+  """The rows of metrics.jsonl without the clock's."""
+  return [{k: v for k, v in row.items() if k not in ("images_per_s", "data_wait")} for row in log.rows(workdir)]
+
+
+@pytest.mark.parametrize("dies_at", [2, 5])  # before the first checkpoint (step 3) and after it
+def test_killed_and_started_again_ends_bit_for_bit_the_same(dies_at, whole, tmp_path, monkeypatch):
+  monkeypatch.setattr(Fragile, "dies_at", dies_at)
+  with pytest.raises(Killed):
+    train(tmp_path, loader=Fragile)
+  same(train(tmp_path), whole[1])
+  assert results(tmp_path) == results(whole[0])  # no row twice, none missing, none different
+
+
+def test_sigterm_saves_and_says_so(whole, tmp_path, compiled_once):
+  with pytest.raises(loop.Stopped, match="SIGTERM at step 2 of 6"):
+    train(tmp_path, loader=Terminated)
+  assert checkpoint.load_run(tmp_path, "latest").step == 2
+  same(train(tmp_path), whole[1])
+  assert results(tmp_path) == results(whole[0])
+
+
+def test_a_finished_run_is_left_as_it_is(whole):
+  before = results(whole[0])
+  same(train(whole[0]), whole[1])
+  assert results(whole[0]) == before
+
+
+def test_accumulation_resumes_between_two_updates(tmp_path, compiled_once):
+  exp = EXPERIMENT.override({"stages.0.accumulate": 2})  # the checkpoint of step 3 holds half a gradient
+  expected = train(tmp_path / "whole", exp)
+  with pytest.raises(Killed):
+    train(tmp_path / "killed", exp, Fragile)
+  same(train(tmp_path / "killed", exp), expected)
+
+
+def test_resuming_in_the_second_stage(tmp_path, compiled_once):
+  stage = dataclasses.replace(EXPERIMENT.stages[0], steps=3)
+  exp = dataclasses.replace(EXPERIMENT, stages=(stage, stage), checkpoints=Checkpoints(every_steps=1))
+  expected = train(tmp_path / "whole", exp)
+  with pytest.raises(Killed):
+    train(tmp_path / "killed", exp, Fragile)
+  same(train(tmp_path / "killed", exp), expected)
+
+
+def test_another_experiment_is_refused(whole):
+  other = EXPERIMENT.override({"stages.0.schedule.peak": 0.25, "seed": 1})
+  with pytest.raises(CheckpointError, match="another experiment: ") as caught:
+    train(whole[0], other)
+  assert "experiment.stages.0.schedule.peak: 0.5 there, 0.25 asked for" in str(caught.value)
+  assert "experiment.seed: 0 there, 1 asked for" in str(caught.value)
+  with pytest.raises(CheckpointError, match="categories.2.name: 'blue' there, 'violet' asked for"):
+    names = (*tiny.CATEGORIES[:2], tiny.Category(11, "violet"))
+    checkpoint.write_experiment(whole[0], EXPERIMENT, names)
+
+
+def test_a_run_is_read_back_whole(whole):
+  run = checkpoint.load_run(str(whole[0]), "latest")
+  assert (run.experiment, run.categories, run.keypoints, run.step) == (EXPERIMENT, tiny.CATEGORIES, None, 6)
+  same(run.variables, whole[1].variables())  # the moving average, since this run keeps one
+  assert checkpoint.load_run(whole[0], "best").step == 6  # nothing was evaluated: the latest
+  assert checkpoint.load_run(whole[0], 3).step == 3
+  with pytest.raises(CheckpointError, match="no checkpoint 4; it has best, latest, 3, 6"):
+    checkpoint.load_run(whole[0], 4)
+  with pytest.raises(CheckpointError, match="not a run directory"):
+    checkpoint.load_run(whole[0] / "checkpoints")
+
+
+def test_the_best_and_the_last_checkpoints_are_kept(tmp_path, compiled_once):
+  exp = dataclasses.replace(EXPERIMENT, evaluation=Evaluation(1), checkpoints=Checkpoints(keep_last=1))
+  scores = {1: 0.1, 2: 0.7, 3: None, 4: 0.2, 5: 0.3, 6: 0.3}
+  train(tmp_path, exp, evaluate=lambda variables, step: {"bbox/AP": scores[step]})
+  assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 6]
+  assert checkpoint.load_run(tmp_path, "best").step == 2
+
+
+def test_an_evaluation_that_was_cut_off_is_done_on_resuming(tmp_path, compiled_once):
+  def cut_off(variables, step):
+    raise Killed
+
+  with pytest.raises(Killed):
+    train(tmp_path, evaluate=cut_off)
+  train(tmp_path, evaluate=lambda variables, step: {"bbox/AP": 0.5})
+  assert [(row["step"], row["bbox/AP"]) for row in log.rows(tmp_path) if row["kind"] == "eval"] == [(6, 0.5)]
+
+
+def test_a_row_cut_short_by_a_crash_is_dropped(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "kind": "train"}\n{"step": 2, "ki')
+  assert log.rows(tmp_path) == [{"step": 1, "kind": "train"}]
+
+
+def test_imported_variables_are_a_run(tmp_path):
+  variables = tiny.variables_of(EXPERIMENT)
+  checkpoint.write_experiment(tmp_path, EXPERIMENT, tiny.CATEGORIES)
+  checkpoint.save_variables(tmp_path, variables)
+  same(checkpoint.load_run(tmp_path).variables, variables)
+
+
+def test_taking_the_parameters_of_another_run():
+  ours = {"params": {"backbone": {"kernel": np.zeros(2)}, "head": {"kernel": np.zeros((2, 4)), "bias": np.zeros(4)}}}
+  theirs = {"params": {"backbone": {"kernel": np.ones(2)}, "head": {"kernel": np.ones((2, 9))}}}
+  with pytest.raises(CheckpointError, match="head/kernel is .2, 9., not .2, 4.; head/bias is missing"):
+    checkpoint.take_params(ours, theirs)
+  taken = checkpoint.take_params(ours, theirs, skip="head/.*")["params"]
+  assert taken["backbone"]["kernel"].sum() == 2 and taken["head"]["kernel"].sum() == 0

@@ -1,0 +1,84 @@
+"""Schedules against their closed forms, optimisers against PyTorch's update rules, rules on parameters."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcnn_jax.training import optim
+from rcnn_jax.training.optim import AdamW, Constant, Cosine, Momentum, Rule, StepDecay, TrainingError
+from rcnn_jax.training.stages import Sgd
+
+PARAMS = {"backbone": {"conv": {"kernel": 1.0, "bias": 2.0}}, "box": {"kernel": 3.0}}
+
+
+@pytest.mark.parametrize("step", [0, 1, 9, 10, 11, 50, 99])
+@pytest.mark.parametrize("warmup", [0, 1, 10])
+def test_cosine_is_warmup_times_cosine(step, warmup):
+  schedule = Cosine(peak=0.02, warmup_steps=warmup)
+  expected = 0.02 * min(1, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / 100))
+  np.testing.assert_allclose(optim.learning_rate(schedule, step, 100), expected, rtol=1e-5)
+
+
+def test_step_decay_with_warmup_from_a_fraction():
+  schedule = StepDecay(peak=1.0, milestones=(4, 6), factor=0.1, warmup_steps=2, warmup_from=0.5)
+  rates = [float(optim.learning_rate(schedule, step, 8)) for step in range(8)]
+  np.testing.assert_allclose(rates, [0.75, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+
+
+def test_constant():
+  assert [float(optim.learning_rate(Constant(0.5, warmup_steps=2), s, 9)) for s in (0, 1, 8)] == [0.25, 0.5, 0.5]
+
+
+def test_momentum_is_torch_sgd():
+  """v <- 0.9 v + (g + wd p); the decay is coupled and the rate is applied after the momentum."""
+  transform = Momentum(0.9).transform({"w": 0.1, "free": 0.0})
+  params = {"w": jnp.float32(2.0), "free": jnp.float32(2.0)}
+  gradient = {"w": jnp.float32(1.0), "free": jnp.float32(1.0)}
+  first, state = transform.update(gradient, transform.init(params), params)
+  second, _ = transform.update(gradient, state, params)
+  np.testing.assert_allclose([first["w"], second["w"]], [1.2, 0.9 * 1.2 + 1.2], rtol=1e-6)
+  np.testing.assert_allclose([first["free"], second["free"]], [1.0, 1.9], rtol=1e-6)
+
+
+def test_adamw_is_decoupled():
+  """The first direction of Adam is g / (|g| + eps), whatever the decay; then wd p is added."""
+  transform = AdamW(eps=1e-8).transform({"w": 0.1})
+  params = {"w": jnp.float32(2.0)}
+  direction, _ = transform.update({"w": jnp.float32(5.0)}, transform.init(params), params)
+  np.testing.assert_allclose(direction["w"], 1.0 + 0.1 * 2.0, rtol=1e-5)
+
+
+def test_clipping_is_by_the_global_norm():
+  gradients = {"a": jnp.array([3.0]), "b": jnp.array([4.0])}
+  norm = optim.global_norm(gradients)
+  clipped = optim.clip_by_global_norm(gradients, norm, 1.0)
+  np.testing.assert_allclose([clipped["a"][0], clipped["b"][0]], [0.6, 0.8], rtol=1e-5)
+  assert optim.clip_by_global_norm(gradients, norm, 10.0)["a"] == 3.0  # a small gradient is left as it is
+  assert optim.clip_by_global_norm(gradients, norm, None) is gradients
+
+
+def test_the_first_matching_rule_counts_and_matches_whole_paths():
+  biases, backbone, rest = Rule(r".*/bias", weight_decay=0.0), Rule(r"backbone/.*", frozen=True), Rule(r".*")
+  assert optim.resolve((biases, backbone, rest), PARAMS) == {
+    "backbone/conv/kernel": backbone, "backbone/conv/bias": biases, "box/kernel": rest,
+  }
+
+
+def test_rules_that_do_not_fit_are_refused():
+  with pytest.raises(TrainingError, match="no rule covers: backbone/conv/bias, box/kernel"):
+    optim.resolve((Rule("backbone/conv/kernel"),), PARAMS)
+  with pytest.raises(TrainingError, match="match no parameter: backbone; "):  # not a prefix match
+    optim.resolve((Rule("backbone"), Rule(".*")), PARAMS)
+
+
+def test_lengths():
+  assert Sgd(steps=7).num_steps(100, 8) == 7
+  assert Sgd(epochs=2.5).num_steps(100, 8) == 30  # 12 whole batches an epoch
+  assert Sgd(epochs=2.5, accumulate=4).num_steps(100, 8) == 28
+  for wrong in (Sgd(), Sgd(steps=7, epochs=1.0), Sgd(steps=0), Sgd(epochs=1.0), Sgd(steps=7, accumulate=2)):
+    with pytest.raises(TrainingError):
+      wrong.num_steps(7, 8)

@@ -1,0 +1,205 @@
+"""The jitted step and the loop, on a model and data that train in milliseconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from rcnn_jax.experiment import Evaluation
+from rcnn_jax.training import checkpoint, log, loop, mesh as meshes
+from rcnn_jax.training.optim import AdamW, Constant, Rule, TrainingError, flatten
+from rcnn_jax.training.stages import Sgd
+from rcnn_jax.training.step import create_state, make_train_step
+
+ONE = meshes.data_mesh(1)
+
+
+def steps(stage, batches, model=None, mesh=ONE):
+  """The state after a step on each of `batches`, the metrics of each, and the compiled step."""
+  exp = tiny.experiment()
+  model = model or tiny.model_of(exp)
+  variables = model.init(jax.random.key(0), tiny.batch_of([0]), None, method="losses")
+  state = create_state(variables, stage, mesh)
+  train_step = make_train_step(model, stage, mesh, seed=0, num_steps=len(batches))
+  metrics = []
+  for batch in batches:
+    state, values = train_step(state, meshes.shard_batch(batch, mesh))
+    metrics.append(jax.device_get(values))
+  return variables, jax.device_get(state), metrics, train_step
+
+
+def test_one_step_is_gradient_descent():
+  stage = Sgd(steps=1, schedule=Constant(0.5), rules=(Rule("head/.*", lr=0.1), Rule(".*")))
+  quiet = tiny.model_of(tiny.experiment()).clone(dropout=0.0)
+  batch = tiny.batch_of(range(8))
+  before, state, metrics, _ = steps(stage, [batch], quiet)
+  loss = lambda v: sum(quiet.apply(v, batch, jax.random.key(9), method="losses").values())
+  value, gradient = jax.value_and_grad(loss)(before)
+  old, new, slope = (flatten(x["params"]) for x in (before, {"params": state.params}, gradient))
+  for path in old:
+    rate = 0.05 if path.startswith("head") else 0.5
+    np.testing.assert_allclose(new[path], old[path] - rate * slope[path], rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(metrics[0]["loss"], value, rtol=1e-5)
+  norm = np.sqrt(sum((g**2).sum() for g in slope.values()))
+  np.testing.assert_allclose([metrics[0]["grad_norm"], metrics[0]["lr"]], [norm, 0.5], rtol=1e-5)
+  np.testing.assert_allclose(metrics[0]["loss/class"] + metrics[0]["loss/size"], metrics[0]["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [AdamW(), Sgd().optimizer], ids=["adamw", "momentum"])
+def test_frozen_parameters_stay_and_hold_no_momentum(optimizer):
+  rules = (Rule("backbone/.*", frozen=True), Rule(".*"))
+  stage = Sgd(steps=2, schedule=Constant(1.0), weight_decay=0.1, optimizer=optimizer, rules=rules, ema=0.9)
+  before, state, _, _ = steps(stage, [tiny.batch_of(range(8))] * 2)
+  np.testing.assert_array_equal(state.params["backbone"]["kernel"], before["params"]["backbone"]["kernel"])
+  np.testing.assert_array_equal(state.ema_params["backbone"]["kernel"], before["params"]["backbone"]["kernel"])
+  assert not np.array_equal(state.params["head"]["kernel"], before["params"]["head"]["kernel"])
+  held = {leaf.shape for leaf in jax.tree.leaves(state.opt_state)}
+  assert before["params"]["backbone"]["kernel"].shape not in held
+
+
+def test_no_gradient_is_computed_for_frozen_parameters():
+  """The gradient of the backbone's kernel is a matrix product that the frozen program does not have."""
+  exp, products = tiny.experiment(), []
+  for rules in ((Rule(".*"),), (Rule("backbone/.*", frozen=True), Rule(".*"))):
+    stage = Sgd(steps=1, rules=rules)
+    state = create_state(tiny.variables_of(exp), stage, ONE)
+    step = make_train_step(tiny.model_of(exp), stage, ONE, seed=0, num_steps=1)
+    products.append(str(jax.make_jaxpr(step)(state, tiny.batch_of(range(8)))).count("dot_general"))
+  assert products[1] < products[0]
+
+
+def test_ema_is_its_formula():
+  batches = [tiny.batch_of(range(8)), tiny.batch_of(range(8, 16))]
+  before, first, _, _ = steps(Sgd(steps=2, schedule=Constant(0.5)), batches[:1])
+  _, second, _, _ = steps(Sgd(steps=2, schedule=Constant(0.5)), batches)
+  _, averaged, _, _ = steps(Sgd(steps=2, schedule=Constant(0.5), ema=0.75), batches)
+  average = lambda a, b: jax.tree.map(lambda x, y: 0.75 * x + 0.25 * y, a, b)
+  expected = average(average(before["params"], first.params), second.params)
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), averaged.ema_params, expected)
+  assert averaged.variables()["params"] is averaged.ema_params
+
+
+def test_accumulating_two_batches_is_one_batch_of_both():
+  quiet = tiny.model_of(tiny.experiment()).clone(dropout=0.0)
+  both, halves = tiny.batch_of(range(16)), [tiny.batch_of(range(8)), tiny.batch_of(range(8, 16))]
+  settings = dict(schedule=Constant(0.5), weight_decay=0.01, clip_norm=0.1, ema=0.5)
+  _, whole, _, _ = steps(Sgd(steps=2, **settings), [both, both], quiet)
+  _, parts, _, _ = steps(Sgd(steps=4, accumulate=2, **settings), halves * 2, quiet)
+  close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, (whole.params, whole.ema_params), (parts.params, parts.ema_params))
+  _, middle, _, _ = steps(Sgd(steps=4, accumulate=2, **settings), halves[:1], quiet)
+  jax.tree.map(np.testing.assert_array_equal, middle.params, steps(Sgd(steps=1), [], quiet)[0]["params"])
+
+
+def test_each_canvas_compiles_once():
+  wide, tall = (tiny.batch_of(range(8), canvas) for canvas in ((4, 8), (8, 4)))
+  _, _, _, train_step = steps(Sgd(steps=6, ema=0.9), [wide, wide, wide, tall, wide, tall])
+  assert train_step._cache_size() == 2
+
+
+def test_batch_statistics_are_carried():
+  norm = tiny.model_of(tiny.experiment()).clone(norm=True)
+  before, state, _, _ = steps(Sgd(steps=1), [tiny.batch_of(range(8))], norm)
+  assert not np.array_equal(state.batch_stats["normalise"]["mean"], before["batch_stats"]["normalise"]["mean"])
+  assert set(state.variables()) == {"params", "batch_stats"}
+
+
+def test_the_random_key_belongs_to_step_and_image():
+  """The same image draws the same noise wherever it stands in the batch, and other noise at the next step."""
+  stage, ids = Sgd(steps=1, schedule=Constant(0.0)), np.arange(8)
+  loss = lambda batches: [m["loss"] for m in steps(stage, batches)[2]]
+  np.testing.assert_allclose(loss([tiny.batch_of(ids)]), loss([tiny.batch_of(ids[::-1])]), rtol=1e-6)
+  first, second = loss([tiny.batch_of(ids)] * 2)
+  assert first != second
+
+
+# ------------------------------------------------------------------------------------------------------- the loop
+
+
+def train(exp, workdir, *, evaluate=None, loader=tiny.Loader, log_every=2):
+  checkpoint.write_experiment(workdir, exp, tiny.CATEGORIES)
+  batches = functools.partial(loader, exp.data, exp.seed)
+  return loop.run(
+    exp, workdir, tiny.model_of(exp), tiny.variables_of(exp), exp.data.num_images, batches, evaluate=evaluate,
+    mesh=ONE, log_every=log_every,
+  )
+
+
+def test_a_run_logs_evaluates_and_learns(tmp_path, capsys):
+  stage = Sgd(epochs=10.0, schedule=Constant(0.3))  # 6 whole batches an epoch
+  exp = dataclasses.replace(tiny.experiment((stage,)), evaluation=Evaluation(every_steps=40))
+  exp = exp.override({"checkpoints.every_steps": 60})
+  evaluated = []
+  evaluate = lambda variables, step: evaluated.append(step) or {"bbox/AP": step / 100, "bbox/AP75": None}
+  train(exp, tmp_path, evaluate=evaluate, log_every=20)
+  rows = log.rows(tmp_path)
+  assert [(row["step"], row["kind"]) for row in rows] == [
+    (20, "train"), (40, "train"), (40, "eval"), (60, "train"), (60, "eval")
+  ]
+  assert set(rows[0]) == {
+    "step", "kind", "loss", "loss/class", "loss/size", "lr", "grad_norm", "images_per_s", "data_wait"
+  }
+  assert rows[3]["loss"] < rows[0]["loss"]
+  assert rows[2] == {"step": 40, "kind": "eval", "bbox/AP": 0.4, "bbox/AP75": None}
+  assert evaluated == [40, 60]
+  said = capsys.readouterr().out
+  assert "step 20/60 | loss " in said and "images/s" in said and "left" in said
+  assert said.count("compiled train step") == 2
+  assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_stages_follow_each_other(tmp_path, capsys):
+  head_only = Sgd(steps=2, rules=(Rule("backbone/.*", frozen=True), Rule(".*")), schedule=Constant(0.1), ema=0.5)
+  state = train(tiny.experiment((head_only, Sgd(steps=2, schedule=Constant(0.2)))), tmp_path)
+  assert int(state.step) == 4 and state.ema_params is None
+  assert [row["lr"] for row in log.rows(tmp_path)] == pytest.approx([0.1, 0.2])
+  assert "stage 2 of 2: steps 3 to 4" in capsys.readouterr().out
+
+
+class Poisoned(tiny.Loader):
+  """At the fifth step the targets are such that the loss is not a number."""
+
+  def __next__(self):
+    batch = super().__next__()
+    if self.given != 5:
+      return batch
+    classes = np.full_like(batch.truth.classes, 99)  # out of range: take_along_axis fills with NaN
+    return batch.replace(truth=batch.truth.replace(classes=classes))
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+  exp = tiny.experiment()
+  ids = [next(batches).image_id for batches in [Poisoned(exp.data, exp.seed, 6)] for _ in range(5)][-1]
+  with pytest.raises(TrainingError, match="loss is not finite at step 5: .*image ids ") as caught:
+    train(exp, tmp_path, loader=Poisoned)
+  assert str(ids.tolist()) in str(caught.value)
+  assert checkpoint.load_run(tmp_path, "latest").step == 3  # the last good one stays
+  assert all(np.isfinite(row["loss"]) for row in log.rows(tmp_path))
+
+
+def test_settings_that_do_not_fit(tmp_path):
+  exp = tiny.experiment()
+  with pytest.raises(TrainingError, match="batch size 6 is not divisible by the number of devices, 8"):
+    meshes.check_batch_size(6, meshes.data_mesh(8))
+  with pytest.raises(TrainingError, match="9 devices asked for, 8 are there"):
+    meshes.data_mesh(9)
+  with pytest.raises(TrainingError, match="no stages"):
+    train(dataclasses.replace(exp, stages=()), tmp_path)
+  with pytest.raises(TrainingError, match="variables that training does not know: cache"):
+    create_state({"params": {"w": jnp.ones(1)}, "cache": {}}, Sgd(steps=1), ONE)
+
+
+class Short(tiny.Loader):
+  def __init__(self, data, seed, num_steps):
+    super().__init__(data, seed, num_steps - 2)
+
+
+def test_data_that_ends_too_early_is_an_error(tmp_path):
+  with pytest.raises(TrainingError, match="data ended before step 5 of 6"):
+    train(tiny.experiment(), tmp_path, loader=Short)
