@@ -11,27 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from pycocotools import mask as rle
 
+from rcnn_jax.data.source import Annotations, Category
 from rcnn_jax.types import Batch, Detections, GroundTruth
-
-
-@dataclasses.dataclass(frozen=True)
-class Category:
-  id: int
-  name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Annotations:
-  image_id: int
-  file_name: str
-  size: tuple[int, int]
-  boxes: np.ndarray
-  classes: np.ndarray
-  crowd: np.ndarray
-  difficult: np.ndarray
-  areas: np.ndarray
-  segmentations: tuple | None = None
-  keypoints: np.ndarray | None = None
 
 
 CATEGORIES = (Category(7, "red"), Category(9, "green"), Category(11, "blue"))
@@ -77,7 +58,7 @@ class Scenes:
   def __len__(self):
     return len(self._all)
 
-  def annotations(self, i):
+  def annotations(self, i, masks=True):
     return self._all[i]
 
   def image(self, i):

@@ -157,8 +157,8 @@ def test_a_difficult_object_is_neither_missed_nor_found():
 
 
 def test_degenerate_boxes_are_not_evaluated():
-  degenerate = [[10, 10, 10, 40], [30, 30, 20, 40], [np.nan, 0, 5, 5]]
-  images = [annotations(1, [BOX, *degenerate], [1, 1, 1, 1])]
+  degenerate = [[10, 10, 10, 40], [30, 30, 20, 40], [np.nan, 0, 5, 5], [200, 0, 210, 5]]
+  images = [annotations(1, [BOX, *degenerate], [1] * 5)]
   assert [a["bbox"] for a in truth_dataset(images, CATEGORIES)["annotations"]] == [[10, 10, 40, 30]]
   assert metrics_of(images, [entry(1, 7, BOX, 0.9)])["bbox/AP"] == pytest.approx(1)
 

@@ -15,26 +15,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 import contextlib
 import io
-from typing import Any
 
 import numpy as np
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rcnn_jax.data.source import Annotations, Category, box_fault
+
 # The standard deviation, relative to the object's size, given to joints that are not COCO's 17.
 OTHER_JOINT_SIGMA = 0.05
 
 
-def truth_dataset(annotations: Sequence[Any], categories: Sequence[Any]) -> dict:
+def truth_dataset(annotations: Sequence[Annotations], categories: Sequence[Category]) -> dict:
   """A data set in COCO's form, of plain values.
 
-  Boxes without a positive finite width and height are dropped, as in training. Ids of objects start at 1:
-  pycocotools takes a match with object 0 for no match.
+  Degenerate boxes are dropped, by the rule that drops them in training. Ids of objects start at 1: pycocotools takes
+  a match with object 0 for no match.
 
   Args:
-    annotations: `data` Annotations of every image.
-    categories: (id, name) in class order.
+    annotations: of every image.
+    categories: in class order.
 
   Returns:
     COCO's images, annotations and categories; `difficult` stands beside `iscrowd` in each annotation.
@@ -43,18 +44,14 @@ def truth_dataset(annotations: Sequence[Any], categories: Sequence[Any]) -> dict
   for one in annotations:
     height, width = (int(v) for v in one.size)
     images.append({"id": int(one.image_id), "file_name": one.file_name, "height": height, "width": width})
-    for row in np.flatnonzero(proper_boxes(one.boxes)):
-      objects.append({"id": len(objects) + 1, **_truth_object(one, row, categories)})
+    for row, box in enumerate(one.boxes):
+      if box_fault(box, one.size) is None:
+        objects.append({"id": len(objects) + 1, **_truth_object(one, row, categories)})
   named = [{"id": int(c.id), "name": c.name} for c in categories]
   return {"info": {}, "images": images, "annotations": objects, "categories": named}
 
 
-def proper_boxes(boxes: np.ndarray) -> np.ndarray:
-  """f32[N, 4] xyxy -> bool[N]: the box has a positive, finite width and height."""
-  return np.isfinite(boxes).all(axis=1) & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
-
-
-def _truth_object(one: Any, row: int, categories: Sequence[Any]) -> dict:
+def _truth_object(one: Annotations, row: int, categories: Sequence[Category]) -> dict:
   x1, y1, x2, y2 = (float(v) for v in one.boxes[row])
   truth = {"image_id": int(one.image_id), "category_id": int(categories[int(one.classes[row]) - 1].id),
            "bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(one.areas[row]), "iscrowd": int(one.crowd[row]),

@@ -43,11 +43,10 @@ def evaluate(model, variables, data, source, outdir, *, mesh=None, pictures: int
   Returns:
     Flat metrics in 0..1; None where the ground truth has nothing to be found.
   """
-  annotations = [source.annotations(i) for i in range(len(source))]
-  truth = coco.truth_dataset(annotations, source.categories)
   start = time.perf_counter()
-  results = detect_source(model, variables, data, source, annotations, mesh)
+  results = detect_source(model, variables, data, source, mesh)
   seconds = time.perf_counter() - start
+  truth = coco.truth_dataset(_annotations(source, masks="segm" in results.kinds), source.categories)
   metrics, curves = measure(truth, results, max_detections)
   if jax.process_index() > 0:  # one process writes for all
     return metrics
@@ -62,12 +61,16 @@ def evaluate(model, variables, data, source, outdir, *, mesh=None, pictures: int
   return metrics
 
 
-def detect_source(model, variables, data, source, annotations: Sequence[Any], mesh=None) -> detect.Results:
+def _annotations(source, masks: bool) -> list[Any]:
+  return [source.annotations(i, masks=masks) for i in range(len(source))]
+
+
+def detect_source(model, variables, data, source, mesh=None) -> detect.Results:
   """The model's results over the whole source; the batch is rounded up to a multiple of the mesh's devices."""
   from rcnn_jax.data import loader
   shares = mesh.shape["data"] if mesh is not None else 1
   batch_size = -(-data.batch_size[1] // shares) * shares
-  sizes = {int(a.image_id): (int(a.size[0]), int(a.size[1])) for a in annotations}
+  sizes = {int(a.image_id): (int(a.size[0]), int(a.size[1])) for a in _annotations(source, masks=False)}
   batches = loader.eval_batches(data, source, batch_size=batch_size)
   return detect.detect(model, variables, batches, sizes, [c.id for c in source.categories], mesh=mesh)
 

@@ -1,0 +1,136 @@
+"""Finds objects in image files with a checkpoint of a run.
+
+    python -m launch.predict --workdir=DIR --images=GLOB --output=DIR2 [--min_score=0.05] [--checkpoint=best]
+
+Writes a picture of each image and detections.json: COCO results entries in pixels of the original image, each with the
+`file_name` and the `category` name beside. A photograph is taken upright, as its camera's orientation flag says.
+A file that is no image is named in a warning; the others are still worked on, and the command fails at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+import glob
+import json
+import pathlib
+import sys
+
+from absl import flags
+import cv2
+import numpy as np
+from PIL import Image
+
+from launch import flags as launch_flags
+from rcnn_jax.data import loader
+from rcnn_jax.evaluation import detect, draw
+from rcnn_jax.evaluation.detect import EvaluationError
+from rcnn_jax.training import checkpoint
+from rcnn_jax.types import Batch
+
+FLAGS = flags.FLAGS
+
+if __name__ == "__main__":
+  flags.DEFINE_string("workdir", None, "The run directory.", required=True)
+  flags.DEFINE_string("images", None, "The image files, e.g. 'photos/*.jpg' or 'photos/**/*.png'.", required=True)
+  flags.DEFINE_string("output", None, "Directory for pictures and detections.json.", required=True)
+  flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
+  flags.DEFINE_float("min_score", 0.05, "Detections of a lower score are left out.", 0.0, 1.0)
+  launch_flags.define_set()
+
+
+def main(argv: list[str]) -> None:
+  """Predicts, and fails if a file could not be read."""
+  del argv
+  run = checkpoint.load_run(FLAGS.workdir, FLAGS.checkpoint)
+  files = matching_files(FLAGS.images)
+  unread = predict(run, run.experiment.set(FLAGS.set), files, pathlib.Path(FLAGS.output), FLAGS.min_score)
+  if unread:
+    raise EvaluationError(f"{len(unread)} of {len(files)} files could not be read")
+
+
+def predict(run, experiment, files: Sequence[tuple[pathlib.Path, str]], output: pathlib.Path,
+            min_score: float) -> list[pathlib.Path]:
+  """Writes detections.json and a picture of each image into `output`.
+
+  Args:
+    run: `training.checkpoint` Run.
+    experiment: the run's, with overrides.
+    files: of `matching_files`.
+    output: made if need be.
+    min_score: detections below are left out.
+
+  Returns:
+    The files that could not be read; each has been named in a warning on stderr.
+  """
+  model = experiment.model.clone(num_classes=len(run.categories))
+  sizes: dict[int, tuple[int, int]] = {}
+  batches = _batches(files, experiment.data, sizes)
+  results = detect.detect(model, run.variables, batches, sizes, [c.id for c in run.categories])
+  names = {c.id: c.name for c in run.categories}
+  entries = [_named(e, files, names) for e in results.entries if e["score"] >= min_score]
+  output.mkdir(parents=True, exist_ok=True)
+  (output / "detections.json").write_text(json.dumps(entries, allow_nan=False) + "\n")
+  _write_pictures(files, sizes, entries, names, output)
+  print(f"{len(entries)} objects in {len(sizes)} images; written to {output}")
+  return [path for image_id, (path, _) in enumerate(files, start=1) if image_id not in sizes]
+
+
+def matching_files(pattern: str) -> list[tuple[pathlib.Path, str]]:
+  """The files that match, sorted, each with its name relative to the pattern's first folder without a wildcard.
+
+  Raises:
+    EvaluationError: there is none.
+  """
+  paths = sorted(pathlib.Path(p) for p in glob.glob(pattern, recursive=True) if pathlib.Path(p).is_file())
+  if not paths:
+    raise EvaluationError(f"no file matches --images={pattern}")
+  parts = pathlib.Path(pattern).parts[:-1]
+  fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+  return [(path, path.relative_to(pathlib.Path(*parts[:fixed])).as_posix()) for path in paths]
+
+
+def read_upright(path: pathlib.Path) -> np.ndarray:
+  """u8[H, W, 3] RGB of any image that OpenCV reads: grey, palette, alpha (left out) and 16 bits a channel alike.
+
+  Raises:
+    EvaluationError: the file is no image.
+  """
+  encoded = np.fromfile(path, np.uint8)
+  image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if encoded.size else None
+  if image is None:
+    raise EvaluationError(f"{path}: not an image, or truncated ({encoded.size} bytes)")
+  return image
+
+
+def _batches(files: Sequence[tuple[pathlib.Path, str]], data, sizes: dict[int, tuple[int, int]]) -> Iterator[Batch]:
+  """A batch for each file that can be read; its size is noted in `sizes` by image id (its place, from 1)."""
+  for image_id, (path, _) in enumerate(files, start=1):
+    try:
+      image = read_upright(path)
+    except (EvaluationError, OSError) as error:
+      print(f"warning: {error}", file=sys.stderr)
+      continue
+    sizes[image_id] = image.shape[:2]
+    yield loader.image_batch([image], data).replace(image_id=np.array([image_id], np.int32))
+
+
+def _named(entry: dict, files: Sequence[tuple[pathlib.Path, str]], names: dict[int, str]) -> dict:
+  return entry | {"category": names[entry["category_id"]], "file_name": files[entry["image_id"] - 1][1]}
+
+
+def _write_pictures(files: Sequence[tuple[pathlib.Path, str]], sizes: dict, entries: Sequence[dict],
+                    names: dict[int, str], output: pathlib.Path) -> None:
+  """A PNG named like each image; of files that differ only in their ending, the later keep it in their name."""
+  taken = set()
+  for image_id in sizes:
+    path, relative = files[image_id - 1]
+    target = (output / relative).with_suffix(".png")
+    target = output / f"{relative}.png" if target in taken else target
+    taken.add(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    found = [e for e in entries if e["image_id"] == image_id]
+    Image.fromarray(draw.draw(read_upright(path), found, names)).save(target)
+
+
+if __name__ == "__main__":
+  launch_flags.run(main)
