@@ -28,13 +28,12 @@ class RoiSampler:
 
   def __call__(self, proposals: Proposals, truth: GroundTruth, key: Array) -> RoiSamples:
     """One image: proposals [N], truth [M] -> RoiSamples [S]."""
-    truth_valid = truth.valid & ~truth.crowd
     candidates, valid = proposals.boxes, proposals.valid
     if self.add_truth:
       candidates = jnp.concatenate([candidates, truth.boxes])
-      valid = jnp.concatenate([valid, truth_valid])
+      valid = jnp.concatenate([valid, truth.valid])
     matches = assign.match(
-      boxes.iou(candidates, truth.boxes), truth_valid, foreground_iou=self.foreground_iou,
+      boxes.iou(candidates, truth.boxes), truth.valid, foreground_iou=self.foreground_iou,
       background_iou=self.background_iou, anchor_valid=valid,
     )
     samples = assign.sample(
@@ -87,6 +86,7 @@ class Detector(nn.Module):
 
   def losses(self, batch: Batch, key: Array) -> dict[str, Array]:
     """The loss terms of a batch, f32[] each; their sum is what training minimises."""
+    batch = batch.replace(truth=trainable(batch))
     features = self.backbone(self.normalise(batch), True)
     proposals, terms = self.proposer(features, self.backbone.strides, batch, key)
     keys = random.per_image(random.named(key, "rois"), batch.image_id)
@@ -119,6 +119,12 @@ class Detector(nn.Module):
     rows = jnp.arange(height)[:, None] < batch.image_size[:, 0, None, None]
     columns = jnp.arange(width) < batch.image_size[:, 1, None, None]
     return jnp.where((rows & columns)[..., None], pixels, 0).astype(self.dtype)
+
+
+def trainable(batch: Batch) -> GroundTruth:
+  """The objects to train on: those of real images that are no crowds; the other rows are not valid."""
+  truth = batch.truth
+  return truth.replace(valid=truth.valid & ~truth.crowd & batch.valid[:, None])
 
 
 def blank_batch(batch_size: int, canvas: tuple[int, int], max_objects: int = 8) -> Batch:

@@ -103,9 +103,8 @@ class Rpn(nn.Module):
     keys = random.per_image(random.named(key, "rpn"), batch.image_id)
 
     def image(logits, deltas, truth, key, valid):
-      truth_valid = truth.valid & ~truth.crowd
       matches = assign.match(
-        boxes.iou(grid, truth.boxes), truth_valid, foreground_iou=self.foreground_iou,
+        boxes.iou(grid, truth.boxes), truth.valid, foreground_iou=self.foreground_iou,
         background_iou=self.background_iou, allow_low_quality=True, anchor_valid=jnp.broadcast_to(valid, grid.shape[:1]),
       )
       samples = assign.sample(

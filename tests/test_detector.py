@@ -1,0 +1,193 @@
+"""The detector as a whole: its losses and detections, under the law that padding changes nothing."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcnn_jax.models.detector import Detector, RoiMaxPool, RoiSampler, init_variables, trainable
+from rcnn_jax.models.heads import BoxHead
+from rcnn_jax.models.proposers import External
+from rcnn_jax.ops import boxes as box_ops
+from rcnn_jax.types import GroundTruth, Proposals
+from tests.small_detector import CANVAS, compiled, scene_batch, small_detector, variables
+
+KEY = jax.random.key(7)
+
+
+def assert_same(a, b, **tolerance):
+  for (path, left), right in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
+    np.testing.assert_allclose(left, right, err_msg=jax.tree_util.keystr(path), **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+def with_garbage(batch):
+  """The same batch with nonsense wherever nothing is valid: truth rows, and pixels beyond each image."""
+  truth = batch.truth
+  rows = ~truth.valid
+  boxes = np.where(rows[..., None], np.nan, truth.boxes).astype(np.float32)
+  truth = truth.replace(boxes=boxes, classes=np.where(rows, 99, truth.classes), crowd=truth.crowd | rows)
+  image = batch.image.copy()
+  for b, (height, width) in enumerate(batch.image_size):
+    image[b, height:], image[b, :, width:] = 255, 255
+  return batch.replace(truth=truth, image=image)
+
+
+def test_the_four_losses_are_finite_and_move_every_parameter():
+  loss = lambda params: sum(compiled("losses")({"params": params}, scene_batch(0), KEY).values())
+  terms = compiled("losses")(variables(), scene_batch(0), KEY)
+  assert set(terms) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box"}
+  assert all(np.isfinite(value) and value > 0 for value in terms.values())
+  gradients = jax.grad(loss)(variables()["params"])
+  for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
+    assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_an_image_without_objects_has_finite_losses_and_gradients():
+  batch = scene_batch(0, num_objects=0)
+  loss = lambda params: sum(compiled("losses")({"params": params}, batch, KEY).values())
+  value, gradients = jax.value_and_grad(loss)(variables()["params"])
+  assert np.isfinite(value)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  terms = compiled("losses")(variables(), batch, KEY)
+  assert terms["rpn_box"] == 0 and terms["roi_box"] == 0
+
+
+@pytest.mark.parametrize("method, inputs", [("losses", (KEY,)), ("detect", ())])
+def test_garbage_where_nothing_is_valid_changes_no_output(method, inputs):
+  clean = compiled(method)(variables(), scene_batch(1), *inputs)
+  dirty = compiled(method)(variables(), with_garbage(scene_batch(1)), *inputs)
+  assert_same(clean, dirty)
+
+
+def test_an_image_that_only_fills_up_the_batch_adds_nothing_to_the_losses():
+  whole = scene_batch(2)
+  filled = whole.replace(valid=np.array([True, False]))
+  first = jax.tree.map(lambda leaf: np.repeat(leaf[:1], 2, axis=0), whole).replace(valid=np.array([True, False]))
+  assert_same(compiled("losses")(variables(), filled, KEY), compiled("losses")(variables(), first, KEY))
+
+
+def test_a_batch_is_detected_as_its_images_one_by_one():
+  batch = scene_batch(3)
+  together = compiled("detect")(variables(), batch)
+  for b in range(2):
+    twice = jax.tree.map(lambda leaf: np.repeat(leaf[b : b + 1], 2, axis=0), batch)
+    alone = jax.tree.map(lambda leaf: leaf[0], compiled("detect")(variables(), twice))
+    assert_same(jax.tree.map(lambda leaf: leaf[b], together), alone, rtol=1e-5, atol=1e-4)
+
+
+def test_jit_equals_eager():
+  batch = scene_batch(4, batch_size=1)
+  eager = small_detector().apply(variables(), batch, method="detect")
+  assert_same(compiled("detect")(variables(), batch), eager, rtol=1e-4, atol=1e-3)
+
+
+def test_random_draws_depend_on_the_image_and_not_on_its_place_in_the_batch():
+  batch = scene_batch(5)
+  swapped = jax.tree.map(lambda leaf: leaf[::-1], batch)
+  assert_same(
+    compiled("losses")(variables(), batch, KEY), compiled("losses")(variables(), swapped, KEY), rtol=1e-5, atol=1e-6
+  )
+
+
+def test_detections_lie_in_the_image_by_falling_score_and_without_duplicates():
+  batch = scene_batch(6)
+  found = jax.tree.map(np.asarray, compiled("detect")(variables(), batch))
+  assert found.valid.any()
+  for b in range(2):
+    valid = found.valid[b]
+    boxes, scores, classes = found.boxes[b][valid], found.scores[b][valid], found.classes[b][valid]
+    height, width = batch.image_size[b]
+    assert (boxes >= 0).all() and (boxes <= [width, height, width, height]).all()
+    assert (np.diff(scores) <= 0).all() and (scores > 0.01).all()
+    same_class = (classes[:, None] == classes) & ~np.eye(len(classes), dtype=bool)
+    assert (np.asarray(box_ops.iou(boxes, boxes))[same_class] <= 0.5).all()
+
+
+def test_rpn_proposals_lie_in_the_image_and_obey_its_nms():
+  batch = scene_batch(6)
+  model = small_detector()
+
+  def propose(module, batch):
+    return module.proposer(module.backbone(module.normalise(batch)), module.backbone.strides, batch, None)[0]
+
+  proposals = jax.tree.map(np.asarray, model.apply(variables(), batch, method=propose))
+  assert proposals.boxes.shape == (2, 20, 4)
+  for b in range(2):
+    kept = proposals.boxes[b][proposals.valid[b]]
+    height, width = batch.image_size[b]
+    assert len(kept) and (kept >= 0).all() and (kept <= [width, height, width, height]).all()
+    overlaps = np.asarray(box_ops.iou(kept, kept))[~np.eye(len(kept), dtype=bool)]
+    assert (overlaps <= 0.7).all()
+
+
+def truth_of(boxes, classes, crowd=None):
+  count = len(boxes)
+  crowd = np.zeros(count, bool) if crowd is None else np.array(crowd)
+  none = np.zeros(count, bool)
+  return GroundTruth(
+    boxes=jnp.asarray(boxes, jnp.float32), classes=jnp.asarray(classes), crowd=crowd, difficult=none, valid=~none
+  )
+
+
+def test_the_sampler_takes_the_truth_as_proposals_and_no_crowd_as_foreground():
+  batch = scene_batch(0, batch_size=1)
+  truth = truth_of([[0, 0, 10, 10], [20, 0, 40, 20]], [2, 1], crowd=[False, True])
+  truth = jax.tree.map(lambda leaf: leaf[0], trainable(batch.replace(truth=jax.tree.map(lambda leaf: leaf[None], truth))))
+  proposals = Proposals(
+    boxes=jnp.array([[0, 0, 10, 9], [20, 0, 40, 20], [50, 50, 60, 60], [0, 0, 1, 1]], jnp.float32),
+    scores=jnp.ones(4), valid=jnp.array([True, True, True, False]),
+  )
+  samples = RoiSampler(num_samples=8, foreground_fraction=0.5)(proposals, truth, KEY)
+  chosen = {tuple(box): int(cls) for box, cls, ok in zip(samples.boxes.tolist(), samples.classes, samples.valid) if ok}
+  assert chosen == {(0, 0, 10, 10): 2, (0, 0, 10, 9): 2, (20, 0, 40, 20): 0, (50, 50, 60, 60): 0}
+
+
+def test_box_head_decodes_the_deltas_of_the_winning_class():
+  head = BoxHead(max_detections=3)
+  proposals = Proposals(boxes=jnp.array([[[0, 0, 10, 10], [30, 30, 40, 50]]], jnp.float32), scores=jnp.ones((1, 2)), valid=jnp.ones((1, 2), bool))
+  logits = jnp.log(jnp.array([[[0.1, 0.2, 0.7], [0.02, 0.9, 0.08]]]))
+  deltas = jnp.zeros((1, 2, 2, 4)).at[0, 0, 1, 0].set(1.0)  # class 2 of the first RoI: a tenth of its width to the right
+  batch = scene_batch(0, batch_size=1).replace(image_size=np.array([[100, 100]]))
+  found = jax.tree.map(lambda leaf: np.asarray(leaf[0]), head.detections(logits, deltas, proposals, batch))
+  np.testing.assert_allclose(found.scores, [0.9, 0.7, 0.2], rtol=1e-5)
+  assert found.classes.tolist() == [1, 2, 1]
+  np.testing.assert_allclose(found.boxes, [[30, 30, 40, 50], [1, 0, 11, 10], [0, 0, 10, 10]], atol=1e-4)
+
+
+def test_class_agnostic_regression_has_one_box_for_all_classes():
+  model = small_detector(box=BoxHead(class_agnostic=True, max_detections=5, score_threshold=0.01))
+  fresh = init_variables(model, jax.random.key(0), CANVAS)
+  assert fresh["params"]["box"]["deltas"]["kernel"].shape[-1] == 4
+  terms = compiled("losses", model)(fresh, scene_batch(0), KEY)
+  assert all(np.isfinite(value) for value in terms.values())
+
+
+def test_bfloat16_keeps_parameters_and_losses_in_float32():
+  model = small_detector(dtype="bfloat16")
+  terms = compiled("losses", model)(variables(), scene_batch(0), KEY)
+  exact = compiled("losses")(variables(), scene_batch(0), KEY)
+  assert all(value.dtype == jnp.float32 for value in terms.values())
+  np.testing.assert_allclose(terms["rpn_objectness"], exact["rpn_objectness"], rtol=0.02)
+
+
+def test_external_proposals_and_roi_max_pooling_make_a_fast_rcnn():
+  model = small_detector(proposer=External(), pool=RoiMaxPool(output_size=3))
+  batch = scene_batch(0)
+  with pytest.raises(ValueError, match="external proposals, but the data source gives none"):
+    init_variables(model, KEY, CANVAS)
+  given = Proposals(boxes=batch.truth.boxes, scores=np.ones(batch.truth.valid.shape, np.float32), valid=batch.truth.valid)
+  batch = batch.replace(proposals=given)
+  fresh = model.init(jax.random.key(0), batch, method="detect")
+  terms = compiled("losses", model)(fresh, batch, KEY)
+  assert set(terms) == {"roi_class", "roi_box"} and all(np.isfinite(value) for value in terms.values())
+
+
+def test_what_is_missing_is_named():
+  with pytest.raises(ValueError, match="num_classes is not set"):
+    init_variables(small_detector(num_classes=None), KEY, CANVAS)
+  model: Detector = small_detector()
+  two_levels = model.proposer.clone(anchor_sizes=((8.0,), (16.0,)))
+  with pytest.raises(ValueError, match="anchor sizes for 2 levels, the backbone 1 level"):
+    init_variables(model.clone(proposer=two_levels), KEY, CANVAS)
