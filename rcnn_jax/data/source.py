@@ -1,0 +1,132 @@
+"""What every data source offers: a length, random access to annotations and images, and a category table.
+
+A data set is named in an experiment by a frozen dataclass of plain values (`VocFolder(root='...')`); its `open()`
+returns the `Source`. Annotations are kept as they were written, faults included; `clean` is what training sees.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+import numpy as np
+
+from rcnn_jax.data.errors import Fault
+
+
+@dataclasses.dataclass(frozen=True)
+class Category:
+  """One class. Class k of the model is `categories[k - 1]`; `id` is the data set's own number for it."""
+
+  id: int
+  name: str
+
+
+@dataclasses.dataclass(frozen=True)
+class KeypointNames:
+  """The joints of an object, in order, and the pairs of them that a mirror exchanges."""
+
+  names: tuple[str, ...]
+  flip_pairs: tuple[tuple[int, int], ...]
+
+  @classmethod
+  def from_names(cls, names) -> KeypointNames:
+    """Joints whose names differ only in left_ and right_ are each other's mirror image."""
+    names = tuple(names)
+    pairs = tuple(
+      (names.index(name), names.index(name.replace('left', 'right', 1)))
+      for name in names
+      if 'left' in name and name.replace('left', 'right', 1) in names
+    )
+    return cls(names, pairs)
+
+  @property
+  def flip_order(self) -> np.ndarray:
+    """i32[J]: joint j of the mirrored object is joint `flip_order[j]` of the object."""
+    order = np.arange(len(self.names), dtype=np.int32)
+    for left, right in self.flip_pairs:
+      order[left], order[right] = right, left
+    return order
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotations:
+  """The objects of one image of N objects, in pixels of the original image, as the data set has them."""
+
+  image_id: int
+  file_name: str
+  size: tuple[int, int]  # (height, width)
+  boxes: np.ndarray  # f32[N, 4], xyxy, continuous
+  classes: np.ndarray  # i32[N], 1..K
+  crowd: np.ndarray  # bool[N]
+  difficult: np.ndarray  # bool[N]
+  ids: np.ndarray  # i64[N], the object's number in its file: COCO's annotation id, else its position from 1
+  areas: np.ndarray  # f32[N], as the data set gives them: COCO's is the mask's area
+  segmentations: tuple[dict, ...] | None = None  # N run-length encodings as COCO writes them: size, counts (str)
+  keypoints: np.ndarray | None = None  # f32[N, J, 3]: x, y as the data set gives them, visibility
+
+  def take(self, rows: np.ndarray) -> Annotations:
+    """The objects at `rows` (i64[n]), in that order."""
+    segmentations = self.segmentations and tuple(self.segmentations[row] for row in rows)
+    keypoints = None if self.keypoints is None else self.keypoints[rows]
+    arrays = {name: getattr(self, name)[rows] for name in ('boxes', 'classes', 'crowd', 'difficult', 'ids', 'areas')}
+    return dataclasses.replace(self, **arrays, segmentations=segmentations, keypoints=keypoints)
+
+
+class Source(Protocol):
+  """An open data set."""
+
+  categories: tuple[Category, ...]
+  keypoints: KeypointNames | None
+  faults: tuple[Fault, ...]  # what is wrong with the annotation files; none of them fatal unless opened not strict
+
+  def __len__(self) -> int:
+    """The number of images."""
+
+  def annotations(self, index: int, masks: bool = True) -> Annotations:
+    """The objects of image `index`, without decoding the image; `masks=False` saves making the segmentations."""
+
+  def image(self, index: int) -> np.ndarray:
+    """u8[H, W, 3], RGB. Raises DataError where the file is missing, truncated or no image."""
+
+
+def box_fault(box: np.ndarray, size: tuple[int, int]) -> str | None:
+  """Why a box f32[4] (xyxy, pixels) in an image of `size` (height, width) is no box, or None."""
+  x1, y1, x2, y2 = (float(value) for value in box)
+  corners = f'[{x1:g}, {y1:g}, {x2:g}, {y2:g}]'
+  if not np.all(np.isfinite(box)):
+    return f'degenerate box {corners}: not a number'
+  if x2 <= x1 or y2 <= y1:
+    return f'degenerate box {corners}: width {x2 - x1:g}, height {y2 - y1:g}'
+  height, width = size
+  if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
+    return f'degenerate box {corners}: outside the image of {width} x {height}'
+  return None
+
+
+def object_faults(annotations: Annotations) -> dict[int, str]:
+  """The objects that no detector can be trained on: row -> reason."""
+  found = {}
+  for row, box in enumerate(annotations.boxes):
+    problem = box_fault(box, annotations.size)
+    if problem is None and annotations.segmentations is not None and is_empty(annotations.segmentations[row]):
+      problem = 'the segmentation is missing or empty'
+    if problem is not None:
+      found[row] = problem
+  return found
+
+
+def is_empty(segmentation: dict) -> bool:
+  """Whether a run-length encoded mask has no pixel."""
+  from pycocotools import mask
+
+  return int(mask.area(segmentation)) == 0
+
+
+def clean(annotations: Annotations) -> Annotations:
+  """What training sees: faulty objects dropped, boxes clipped to the image."""
+  faulty = object_faults(annotations)
+  kept = annotations.take(np.array([row for row in range(len(annotations.boxes)) if row not in faulty], np.int64))
+  height, width = annotations.size
+  limits = np.array([width, height, width, height], np.float32)
+  return dataclasses.replace(kept, boxes=np.clip(kept.boxes, 0, limits).astype(np.float32))
