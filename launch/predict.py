@@ -2,8 +2,8 @@
 
     python -m launch.predict --workdir=DIR --images=GLOB --output=DIR2 [--min_score=0.05] [--checkpoint=best]
 
-Writes a picture of each image and detections.json: COCO results entries in pixels of the original image, each with the
-`file_name` and the `category` name beside. A photograph is taken upright, as its camera's orientation flag says.
+Writes a picture of each image and detections.json: COCO results entries in pixels of the original image, each with
+the `file_name` and the `category` name beside. A photograph is taken upright, as its camera's orientation flag says.
 A file that is no image is named in a warning; the others are still worked on, and the command fails at the end.
 """
 

@@ -24,14 +24,16 @@ def annotations(image_id, boxes, classes, *, size=(100, 100), crowd=None, diffic
   boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
   flags = lambda values: np.zeros(len(boxes), bool) if values is None else np.asarray(values, bool)
   areas = more.pop("areas", (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-  return Annotations(image_id, f"{image_id}.png", size, boxes, np.asarray(classes, np.int32), flags(crowd),
-                     flags(difficult), np.asarray(areas, np.float32), **more)
+  return Annotations(image_id=image_id, file_name=f"{image_id}.png", size=size, boxes=boxes,
+                     classes=np.asarray(classes, np.int32), crowd=flags(crowd), difficult=flags(difficult),
+                     ids=np.arange(1, len(boxes) + 1), areas=np.asarray(areas, np.float32), **more)
 
 
 def entry(image_id, category_id, box, score, **more) -> dict:
   """A COCO results entry of an xyxy box."""
   x1, y1, x2, y2 = box
-  return {"image_id": image_id, "category_id": category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score, **more}
+  found = {"image_id": image_id, "category_id": category_id, "bbox": [x1, y1, x2 - x1, y2 - y1], "score": score}
+  return found | more
 
 
 class Scenes:

@@ -79,7 +79,8 @@ def coco_metrics(truth: dict, entries: Sequence[dict], kind: str = "bbox", max_d
     class name the precision at recalls 0, 0.01, ..., 1 and IoU (or OKS) 0.5, for plots.
   """
   with contextlib.redirect_stdout(io.StringIO()):
-    evaluation = _Evaluation(_index(truth, truth["annotations"]), _index(truth, _prepare_results(entries, kind)), kind)
+    results = _prepare_results(entries, kind)
+    evaluation = _Evaluation(_index(truth, truth["annotations"]), _index(truth, results), kind)
     if kind == "keypoints":
       joints = next((len(a["keypoints"]) // 3 for a in truth["annotations"]), 17)
       if joints != len(evaluation.params.kpt_oks_sigmas):

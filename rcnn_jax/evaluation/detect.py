@@ -72,7 +72,7 @@ def detect(model, variables, batches: Iterable[Batch], sizes: Mapping[int, tuple
 
 @functools.partial(jax.jit, static_argnums=0)
 def _detect_step(model, variables, batch: Batch) -> Detections:
-  # Jitted once for the module and keyed by the model's value, so that evaluating again during training compiles nothing.
+  # Jitted once and keyed by the model's value, so that evaluating again during training compiles nothing.
   return model.apply(variables, batch, method="detect")
 
 
@@ -92,7 +92,8 @@ def _kinds(found: Detections) -> tuple[str, ...]:
   return ("bbox", *(kind for kind, values in extra if values is not None))
 
 
-def _convert(batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequence[int], seen: list[int]) -> list[dict]:
+def _convert(batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequence[int],
+             seen: list[int]) -> list[dict]:
   """Entries of one batch; the ids of its images are added to `seen`."""
   found = _fetch(found)
   entries = []

@@ -42,7 +42,8 @@ def precision_recall_figure(curves: Mapping[str, Sequence[float]], kind: str) ->
     color = COLOURS[n % len(COLOURS)] if few else GRID
     axes.plot(recall, precision, color=color, label=name if few else None, linewidth=1.6 if few else 0.8)
   if not few:
-    axes.plot(recall, np.mean(list(curves.values()), axis=0), color=COLOURS[0], linewidth=2.4, label="mean over classes")
+    mean = np.mean(list(curves.values()), axis=0)
+    axes.plot(recall, mean, color=COLOURS[0], linewidth=2.4, label="mean over classes")
   axes.set_xlim(0, 1)
   axes.set_ylim(0, 1.02)
   return _finish(figure, axes, len(curves) if few else 1)

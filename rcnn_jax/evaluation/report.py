@@ -112,13 +112,13 @@ def read_run(workdir: pathlib.Path) -> RunFiles:
       evaluations[int(path.parent.name)] = written | evaluations.get(int(path.parent.name), {}) | written
   train = [row for (kind, _), row in sorted(rows.items()) if kind == "train"]
   if not (settings or train or evaluations):
-    raise EvaluationError(f"{workdir} holds no run: there is no experiment.json, metrics.jsonl or eval/STEP/metrics.json")
+    raise EvaluationError(f"{workdir} holds no run: no experiment.json, metrics.jsonl or eval/STEP/metrics.json")
   keep_best = (settings.get("evaluation") or {}).get("keep_best", "bbox/AP")
   return RunFiles(workdir, settings, train, evaluations, keep_best)
 
 
 def _read_rows(path: pathlib.Path) -> dict[tuple[str, int], dict]:
-  """Rows by kind and step. Of a step that a resumed run wrote again the later row counts; a torn last line does not."""
+  """Rows by kind and step; of a step written again the later row counts, a line torn by a crash does not."""
   rows = {}
   for line in path.read_text().splitlines() if path.is_file() else ():
     try:

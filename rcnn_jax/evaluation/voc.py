@@ -1,7 +1,7 @@
 """Pascal VOC's average precision, by 11 points (VOC 2007) and by area (VOC 2010 on).
 
-Everingham et al., The Pascal Visual Object Classes Challenge: A Retrospective, IJCV 2015. Only these two metrics, over
-the same ground truth and results entries as COCO's, may live here.
+Everingham et al., The Pascal Visual Object Classes Challenge: A Retrospective, IJCV 2015. Only these two metrics,
+over the same ground truth and results entries as COCO's, may live here.
 """
 
 from __future__ import annotations
