@@ -38,9 +38,9 @@ class CocoFolder:
     of_image = collections.defaultdict(list)
     for entry in contents['annotations']:
       of_image[entry.get('image_id')].append(entry)
-    faults = _faults(contents, folder, path)
+    faults = _faults(contents, path)
     if strict:
-      raise_first(faults)
+      raise_first(faults + _missing_images(contents, folder))
     return CocoSource(
       categories=tuple(Category(category['id'], category['name']) for category in categories),
       keypoints=KeypointNames.from_names(joints) if joints else None,
@@ -137,23 +137,34 @@ def _contents(path: pathlib.Path) -> dict:
     raise DataError(f'{path}: {error.strerror.lower()}') from error
   except ValueError as error:
     raise DataError(f'{path}: not readable as JSON: {error}') from error
-  missing = [key for key in ('images', 'annotations', 'categories') if key not in contents]
+  needed = {'images': ('id', 'file_name', 'height', 'width'), 'annotations': (), 'categories': ('id', 'name')}
+  missing = [key for key in needed if not isinstance(contents, dict) or key not in contents]
   if missing:
     raise DataError(f'{path}: has no {", ".join(missing)}: not a COCO annotation file')
+  for kind, keys in needed.items():
+    for number, entry in enumerate(contents[kind], 1):
+      absent = [key for key in keys if key not in entry]
+      if absent:
+        raise DataError(f'{path}: {kind}: entry {number} has no {", ".join(absent)}')
   return contents
 
 
-def _faults(contents: dict, folder: pathlib.Path, path: pathlib.Path) -> list[Fault]:
+def _missing_images(contents: dict, folder: pathlib.Path) -> list[Fault]:
+  present = {file.name for file in folder.iterdir()}
+  names = [image['file_name'] for image in contents['images']]
+  missing = [name for name in names if name not in present and not (folder / name).is_file()]
+  return [Fault(str(folder / name), 'no such image file') for name in missing]
+
+
+def _faults(contents: dict, path: pathlib.Path) -> list[Fault]:
   faults = []
   for kind, name in (('images', 'image'), ('annotations', 'annotation'), ('categories', 'category')):
     ids = collections.Counter(entry.get('id') for entry in contents[kind])
     repeated = [(number, times) for number, times in ids.items() if times > 1]
     faults += [Fault(str(path), f'{times} {kind} have this id', f'{name} {number}') for number, times in repeated]
-  present = {file.name for file in folder.iterdir()}
   for image in contents['images']:
-    name = image['file_name']
-    if name not in present and not (folder / name).is_file():
-      faults.append(Fault(str(folder / name), f'no such image file, named by image {image["id"]} of {path}'))
+    if not isinstance(image['id'], int) or not 0 <= image['id'] < 2**31:
+      faults.append(Fault(image['file_name'], f'image id {image["id"]!r} is no whole number below 2 ** 31'))
   file_of = {image['id']: image['file_name'] for image in contents['images']}
   known = {category['id'] for category in contents['categories']}
   sizes = {image['id']: (image['height'], image['width']) for image in contents['images']}

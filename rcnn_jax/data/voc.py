@@ -39,16 +39,17 @@ class VocFolder:
     known = self.class_names
     if known is None:
       known = tuple(sorted({item.name for record in parsed.values() for item in record.objects}))
+    faults = _faults(root, names, parsed, known)
     image_files = _image_files(root)
-    faults = _split_faults(root, names, parsed, image_files, known)
     if strict:
-      raise_first(faults)
-    usable = [(line, name) for line, name in enumerate(names, 1) if parsed[name].size and name in image_files]
+      raise_first(faults + _missing_images(root, names, image_files))
+    paths = {name: image_files.get(name, root / 'JPEGImages' / f'{name}.jpg') for name in names}
+    usable = [(line, name) for line, name in enumerate(names, 1) if parsed[name].size]
     annotations = tuple(
-      _annotations(line, image_files[name].name, parsed[name], known, self.one_based) for line, name in usable
+      _annotations(line, paths[name].name, parsed[name], known, self.one_based) for line, name in usable
     )
     categories = tuple(Category(number, name) for number, name in enumerate(known, 1))
-    return VocSource(categories, tuple(image_files[name] for _, name in usable), annotations, tuple(faults))
+    return VocSource(categories, tuple(paths[name] for _, name in usable), annotations, tuple(faults))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,11 @@ def _image_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
   return {path.stem: path for path in files if path.suffix in images.EXTENSIONS}
 
 
+def _missing_images(root: pathlib.Path, names: list[str], files: dict[str, pathlib.Path]) -> list[Fault]:
+  missing = [name for name in names if name not in files]
+  return [Fault(str(root / 'JPEGImages' / name), 'no image of that name (.jpg, .jpeg, .png)') for name in missing]
+
+
 def _parse(path: pathlib.Path) -> _Record:
   try:
     root = ElementTree.parse(path).getroot()
@@ -131,14 +137,12 @@ def _parse(path: pathlib.Path) -> _Record:
   return _Record(size, tuple(objects), tuple(faults))
 
 
-def _split_faults(root, names, parsed, image_files, known) -> list[Fault]:
+def _faults(root, names, parsed, known) -> list[Fault]:
   faults = []
   for name, times in collections.Counter(names).items():
     if times > 1:
       faults.append(Fault(name, f'named {times} times by the split file'))
     faults.extend(parsed[name].faults)
-    if name not in image_files:
-      faults.append(Fault(str(root / 'JPEGImages' / name), 'no image file of that name (.jpg, .jpeg, .png)'))
     for item in parsed[name].objects:
       if item.name not in known:
         problem = f'class {item.name!r} is none of {", ".join(known)}'

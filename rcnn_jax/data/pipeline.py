@@ -1,0 +1,210 @@
+"""From a source's image and annotations to a `Batch`: the data part of an experiment, and what it does to one image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+import dataclasses
+import logging
+from typing import Any
+
+import numpy as np
+
+from rcnn_jax.data import transforms
+from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.source import Annotations, Source, clean, object_faults
+from rcnn_jax.types import Batch, GroundTruth
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+  """The data of an experiment, as plain values; `train` and `eval` are specs with an `open()`.
+
+  Every image is resized, then augmented (training only), then put into the top left corner of the smallest of the
+  `canvases` (height, width) that holds it; one that fits none is shrunk. Each canvas is compiled once. Batch sizes
+  are those of all processes together.
+  """
+
+  train: Any
+  eval: Any
+  resize: transforms.Resize = transforms.Resize()
+  canvases: tuple[tuple[int, int], ...] = ((480, 640), (640, 480))
+  augmentations: tuple = (transforms.HorizontalFlip(0.5),)
+  batch_size: tuple[int, int] = (2, 2)  # (train, eval)
+  max_objects: int | None = None  # None: the most that an image of the source has, rounded up to a multiple of 8
+  skip_empty: bool = False  # leave images without a trainable object out of training, as Detectron2 does
+  load_masks: bool = False
+  load_keypoints: bool = False
+  workers: int = 0  # processes that decode in training; 0: threads of this one
+
+
+@dataclasses.dataclass(frozen=True)
+class Survey:
+  """What the loaders have to know about a source of n images before the first of them is decoded."""
+
+  sizes: tuple[tuple[int, int], ...]  # n original sizes, (height, width)
+  num_trainable: np.ndarray  # i32[n], objects that are neither faulty nor crowds
+  max_objects: int
+
+
+def survey(data: Data, source: Source) -> Survey:
+  """Reads all annotations once; logs one line about faulty objects and one about objects beyond `max_objects`.
+
+  Raises:
+    DataError: masks or keypoints are asked for and the source has none.
+  """
+  if data.load_keypoints and source.keypoints is None:
+    raise DataError('load_keypoints is set, but the data set names no keypoints')
+  sizes, num_trainable, counts, faults = [], [], [], []
+  for index in range(len(source)):
+    annotations = source.annotations(index, masks=data.load_masks)
+    _require_masks(data, annotations)
+    faulty = object_faults(annotations)
+    faults += [f'{annotations.file_name}: object {annotations.ids[row]}: {why}' for row, why in faulty.items()]
+    sizes.append(annotations.size)
+    counts.append(len(annotations.boxes) - len(faulty))
+    num_trainable.append(sum(1 for row, crowd in enumerate(annotations.crowd) if not crowd and row not in faulty))
+  if faults:
+    logger.warning('dropped %d faulty objects (first: %s)', len(faults), faults[0])
+  max_objects = data.max_objects
+  if max_objects is None:
+    max_objects = -(-max(counts + [1]) // 8) * 8
+  excess = [(index, count - max_objects) for index, count in enumerate(counts) if count > max_objects]
+  if excess:
+    name = source.annotations(excess[0][0], masks=False).file_name
+    total = sum(number for _, number in excess)
+    logger.warning('dropped %d objects beyond max_objects=%d (first: %s)', total, max_objects, name)
+  return Survey(tuple(sizes), np.array(num_trainable, np.int32), max_objects)
+
+
+def canvas_of(size: tuple[int, int], data: Data) -> tuple[int, int]:
+  """The canvas (height, width) of an image of `size`; that of its largest short side, whichever is drawn."""
+  largest = transforms.resized_size(size, max(data.resize.short_side), data.resize.long_side)
+  return transforms.choose_canvas(largest, data.canvases)
+
+
+def load(data: Data, source: Source, index: int, canvas, max_objects: int, rng: np.random.Generator | None) -> Batch:
+  """One image of the source as an unbatched `Batch` (no leading B) of numpy arrays.
+
+  Args:
+    rng: the image's own generator in training; None in evaluation, which draws and augments nothing.
+
+  Raises:
+    DataError: the image cannot be decoded, or has another size than its annotations say.
+  """
+  raw = source.annotations(index, masks=data.load_masks)
+  _require_masks(data, raw)
+  annotations = clean(raw)
+  image = source.image(index)
+  if image.shape[:2] != tuple(annotations.size):
+    (height, width), (said_height, said_width) = image.shape[:2], annotations.size
+    where = f'{annotations.file_name}: the file is {width} x {height}'
+    raise DataError(f'{where}, its annotations are for {said_width} x {said_height}')
+  annotations = annotations.take(np.arange(min(len(annotations.boxes), max_objects)))
+  return _example(data, source, image, annotations, canvas, max_objects, rng)
+
+
+def blank(data: Data, source: Source, canvas, max_objects: int) -> Batch:
+  """What fills up a short batch: like `load`, a black image without objects, with valid=False."""
+  num_joints = len(source.keypoints.names) if source.keypoints else 0
+  none = np.zeros(0, np.int32)
+  annotations = Annotations(
+    image_id=0,
+    file_name='',
+    size=canvas,
+    boxes=np.zeros((0, 4), np.float32),
+    classes=none,
+    crowd=none.astype(bool),
+    difficult=none.astype(bool),
+    ids=none,
+    areas=none.astype(np.float32),
+    keypoints=np.zeros((0, num_joints, 3), np.float32),
+  )
+  example = _example(data, source, np.zeros((*canvas, 3), np.uint8), annotations, canvas, max_objects, None)
+  return example.replace(valid=np.array(False))
+
+
+def image_batch(images: Sequence[np.ndarray], data: Data, image_ids: Sequence[int] | None = None) -> Batch:
+  """A batch of bare images u8[H, W, 3] (RGB), prepared as for evaluation, with no objects.
+
+  The batch has the canvas of its first image, into which the others are fitted too: group the images by
+  `canvas_of` to give each its full size.
+  """
+  canvas = canvas_of(images[0].shape[:2], data)
+  ids = range(1, len(images) + 1) if image_ids is None else image_ids
+  return stack([_place(data, image, int(number), canvas) for image, number in zip(images, ids)])
+
+
+def stack(examples: Sequence[Batch]) -> Batch:
+  """Unbatched batches of equal shapes, with a leading B."""
+  import jax
+
+  return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
+
+
+def _require_masks(data: Data, annotations: Annotations) -> None:
+  if data.load_masks and len(annotations.boxes) and annotations.segmentations is None:
+    raise DataError(f'{annotations.file_name}: load_masks is set, but the objects have no masks')
+
+
+def _example(data, source, image, annotations: Annotations, canvas, max_objects, rng) -> Batch:
+  short_side = max(data.resize.short_side)
+  if rng is not None and len(data.resize.short_side) > 1:
+    short_side = int(rng.choice(data.resize.short_side))
+  image, scale = _resize(data, image, short_side, canvas)
+  masks = keypoints = flip_order = None
+  if data.load_masks:
+    masks = transforms.mask_crops(annotations.segmentations or (), annotations.boxes)
+  if data.load_keypoints:
+    keypoints = annotations.keypoints * np.array([scale[1], scale[0], 1], np.float32)
+    flip_order = source.keypoints.flip_order
+  boxes = annotations.boxes * np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
+  example = transforms.Example(image, boxes, masks, keypoints, flip_order)
+  for augmentation in data.augmentations if rng is not None else ():
+    example = augmentation(example, rng)
+  truth = GroundTruth(
+    boxes=_pad(example.boxes, max_objects),
+    classes=_pad(annotations.classes, max_objects),
+    crowd=_pad(annotations.crowd, max_objects),
+    difficult=_pad(annotations.difficult, max_objects),
+    valid=np.arange(max_objects) < len(boxes),
+    masks=None if example.masks is None else _pad(example.masks, max_objects),
+    keypoints=None if example.keypoints is None else _pad(example.keypoints, max_objects),
+  )
+  return _batch(example.image, scale, annotations.image_id, canvas, truth)
+
+
+def _place(data: Data, image: np.ndarray, image_id: int, canvas) -> Batch:
+  image, scale = _resize(data, image, max(data.resize.short_side), canvas)
+  none = np.zeros(8, bool)
+  truth = GroundTruth(np.zeros((8, 4), np.float32), np.zeros(8, np.int32), none, none, none)
+  return _batch(image, scale, image_id, canvas, truth)
+
+
+def _resize(data: Data, image, short_side: int, canvas):
+  size = transforms.resized_size(image.shape[:2], short_side, data.resize.long_side)
+  size = transforms.fit(size, canvas)
+  scale = np.array([size[0] / image.shape[0], size[1] / image.shape[1]], np.float32)
+  return transforms.resize(image, size, data.resize.interpolation), scale
+
+
+def _batch(image: np.ndarray, scale: np.ndarray, image_id: int, canvas, truth: GroundTruth) -> Batch:
+  height, width = image.shape[:2]
+  pixels = np.zeros((*canvas, 3), np.uint8)
+  pixels[:height, :width] = image
+  return Batch(
+    image=pixels,
+    image_size=np.array([height, width], np.int32),
+    scale=scale,
+    image_id=np.array(image_id, np.int32),
+    valid=np.array(True),
+    truth=truth,
+  )
+
+
+def _pad(rows: np.ndarray, length: int) -> np.ndarray:
+  """Zeros behind the rows, up to `length` of them."""
+  padded = np.zeros((length, *rows.shape[1:]), rows.dtype)
+  padded[: len(rows)] = rows
+  return padded
