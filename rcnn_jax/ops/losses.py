@@ -63,4 +63,4 @@ def divide(total: jax.Array, count: jax.Array) -> jax.Array:
 def _only(valid: jax.Array, values: jax.Array) -> jax.Array:
   """The values, 0 where not valid; bool[N] masks whole rows of values [N, ...]."""
   mask = valid.reshape(valid.shape + (1,) * (values.ndim - valid.ndim))
-  return jnp.where(mask, values, jnp.zeros((), values.dtype))
+  return jnp.where(mask, values, 0)

@@ -1,7 +1,7 @@
 """Features of regions: RoI Align, RoI max pooling, and the choice of the pyramid's level.
 
-Every function treats a region whose coordinates are not finite as lying outside, so that it pools zeros and sends
-no gradient: rows that are not valid need no masking. Gradients go to the features, never to the boxes.
+A region with a NaN coordinate lies outside of every map: it pools zeros and sends no gradient. No other garbage makes
+a NaN either, so rows that are not valid need no masking. Gradients go to the features, never to the boxes.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcnn_jax.ops import boxes as box_ops
+
+_MARGIN = 2  # cells beyond the map that a canvas may reach whose size is no multiple of the stride
 
 
 def roi_align(
@@ -126,10 +128,12 @@ def _axis_taps(low, high, lengths, level, bins: int, sampling_ratio: int, aligne
   """What the bins of the regions low..high f32[N], in cells, read along an axis of lengths[level] cells."""
   length = jnp.asarray(lengths, jnp.float32)[level]
   low, high = (low - 0.5, high - 0.5) if aligned else (low, high)
-  bin_size = (high - low if aligned else jnp.maximum(high - low, 1.0)) / bins
+  extent = high - low if aligned else jnp.maximum(high - low, 1.0)
+  bin_size = extent / bins
   most = sampling_ratio or math.ceil(max(lengths) / bins) + 1
-  adaptive_count = jnp.where(bin_size >= 0, jnp.clip(jnp.ceil(bin_size), 0, most), 0.0)
-  count = jnp.full_like(low, sampling_ratio) if sampling_ratio else adaptive_count
+  # ceil(extent / bins), without a division: compiled, that of 14 by 7 may come out above 2.
+  cells_spanned = (extent[:, None] > bins * jnp.arange(most)).sum(axis=1).astype(jnp.float32)
+  count = jnp.full_like(low, sampling_ratio) if sampling_ratio else cells_spanned
   sample = jnp.arange(most, dtype=jnp.float32)[:, None, None]
   step = (sample + 0.5) / jnp.maximum(count, 1.0)[:, None]  # 0..1 within the bin
   bin_index = jnp.arange(bins, dtype=jnp.float32)
@@ -206,38 +210,48 @@ def roi_max_pool(
 ) -> jax.Array:
   """[N, P, P, C]: the maximum of each of P x P bins, in whole cells (Fast R-CNN, section 2.1); empty bins are 0.
 
-  Maxima over all windows whose sides are powers of two are taken once for the image; any bin is then the maximum of
-  the four such windows in its corners.
+  Maxima over windows whose sides are powers of two are taken once for the image; any bin is then the maximum of the
+  four such windows in its corners.
 
   Args:
     features: [H, W, C].
-    boxes: f32[N, 4], canvas pixels.
+    boxes: f32[N, 4], canvas pixels; what reaches farther than two cells beyond the map is cut there.
     output_size: P, or (rows, columns).
     spatial_scale: feature cells per canvas pixel, 1 / stride.
   """
-  height, width, _ = features.shape
+  height, width, channels = features.shape
   rows, columns = _pair(output_size)
   x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0) * spatial_scale
-  low_y, high_y, exponent_y, empty_y = _window_pair(y1, y2, height, rows)
-  low_x, high_x, exponent_x, empty_x = _window_pair(x1, x2, width, columns)
-  windows = _window_maxima(_window_maxima(features, axis=1), axis=0)  # [exponents y, H, exponents x, W, C]
+  top, bottom, exponent_y, empty_y = _window_pair(y1, y2, height, rows)
+  left, right, exponent_x, empty_x = _window_pair(x1, x2, width, columns)
+  windows = _window_maxima(features, 1, _longest_bin(width, columns))
+  windows = _window_maxima(windows, 0, _longest_bin(height, rows))  # [exponents y, H, exponents x, W, C]
+  num_exponents_x = windows.shape[2]
+  windows = windows.reshape(-1, channels)
 
   def corner(y, x):
-    return windows[exponent_y[:, :, None], y[:, :, None], exponent_x[:, None], x[:, None]]
+    row = (exponent_y * height + y)[:, :, None] * num_exponents_x
+    index = (row + exponent_x[:, None]) * width + x[:, None]
+    return windows.at[index].get(mode='promise_in_bounds')
 
-  top = jnp.maximum(corner(low_y, low_x), corner(low_y, high_x))
-  bottom = jnp.maximum(corner(high_y, low_x), corner(high_y, high_x))
+  upper = jnp.maximum(corner(top, left), corner(top, right))
+  lower = jnp.maximum(corner(bottom, left), corner(bottom, right))
   empty = empty_y[:, :, None] | empty_x[:, None]
-  return jnp.where(empty[..., None], 0, jnp.maximum(top, bottom))
+  return jnp.where(empty[..., None], 0, jnp.maximum(upper, lower))
 
 
-def _window_maxima(values: jax.Array, axis: int) -> jax.Array:
-  """[..., exponents, length, ...]: the maximum of values[i : i + 2**k] for each k; the axis counts its windows.
+def _longest_bin(length: int, bins: int) -> int:
+  """How many cells a bin can have at most: its region has the map's length and two cells on either side."""
+  return min(length, math.ceil((length + 2 * _MARGIN + 1) / bins) + 1)
+
+
+def _window_maxima(values: jax.Array, axis: int, longest: int) -> jax.Array:
+  """[..., exponents, length, ...]: the maximum of values[i : i + 2**k] for each k, up to the longest window.
 
   Windows that run over the end hold values that mean nothing, and are never read.
   """
   windows = [values]
-  while 2 ** len(windows) <= values.shape[axis]:
+  while 2 ** len(windows) <= longest:
     half = 2 ** (len(windows) - 1)
     windows.append(jnp.maximum(windows[-1], jnp.roll(windows[-1], -half, axis)))
   return jnp.stack(windows, axis)
@@ -248,19 +262,23 @@ def _window_pair(low: jax.Array, high: jax.Array, length: int, bins: int) -> tup
 
   Returns (start of the first i32, start of the second i32, exponent i32, empty bool), each [N, bins].
   """
-  low, high = _round_half_away(low), _round_half_away(high)
-  bin_size = jnp.maximum(high - low + 1.0, 1.0) / bins
-  index = jnp.arange(bins, dtype=jnp.float32)
-  start = jnp.clip(jnp.floor(index * bin_size[:, None]) + low[:, None], 0, length)
-  end = jnp.clip(jnp.ceil((index + 1.0) * bin_size[:, None]) + low[:, None], 0, length)
-  empty = ~(end > start)
-  start = jnp.where(empty, 0, start).astype(jnp.int32)
-  end = jnp.where(empty, 1, end).astype(jnp.int32)
-  exponents = np.frexp(np.arange(length + 1))[1] - 1  # floor(log2), of an array exactly
+  nowhere = jnp.isnan(low) | jnp.isnan(high)
+  low, high = (_whole_cells(jnp.where(nowhere, 0.0, edge), length) for edge in (low, high))
+  # The bins of a region of 0, 1, 2 ... cells, in the float32 arithmetic of torchvision; compiled, divisions round.
+  bin_size = np.arange(length + 2 * _MARGIN + 2, dtype=np.float32)[:, None] / np.float32(bins)
+  index = np.arange(bins, dtype=np.float32)
+  starts, ends = np.floor(index * bin_size), np.ceil((index + 1) * bin_size)
+  num_cells = jnp.maximum(high - low + 1, 1)
+  start = jnp.clip(jnp.asarray(starts, jnp.int32)[num_cells] + low[:, None], 0, length)
+  end = jnp.clip(jnp.asarray(ends, jnp.int32)[num_cells] + low[:, None], 0, length)
+  empty = (end <= start) | nowhere[:, None]
+  start, end = jnp.where(empty, 0, start), jnp.where(empty, 1, end)
+  exponents = np.frexp(np.arange(length + 1))[1] - 1  # floor(log2(n)), exactly
   exponent = jnp.asarray(exponents, jnp.int32)[end - start]
   return start, end - 2**exponent, exponent, empty
 
 
-def _round_half_away(values: jax.Array) -> jax.Array:
-  """Rounds as C does, and so torchvision's RoI pooling: halves go away from zero."""
-  return jnp.sign(values) * jnp.floor(jnp.abs(values) + 0.5)
+def _whole_cells(edges: jax.Array, length: int) -> jax.Array:
+  """i32[N]: edges f32[N] to whole cells, cut beyond the margin; halves go away from zero, as in C and torchvision."""
+  rounded = jnp.sign(edges) * jnp.floor(jnp.abs(edges) + 0.5)
+  return jnp.clip(rounded, -_MARGIN, length + _MARGIN).astype(jnp.int32)

@@ -1,0 +1,115 @@
+"""Areas, overlaps, regression: values readable by eye, and the laws that hold for all boxes."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from rcnn_jax.ops import boxes
+
+WEIGHTS = (10.0, 10.0, 5.0, 5.0)
+DEGENERATE = np.float32([[5, 5, 5, 5], [5, 0, 5, 10], [0, 5, 10, 5], [9, 9, 1, 1]])
+ordinary = np.float32([[0, 0, 10, 10], [2, 3, 4, 9]])
+
+
+@st.composite
+def some_boxes(draw, count=6):
+  """Boxes on a grid of quarter pixels, at least one pixel wide and high."""
+  corner = draw(hnp.arrays(np.int32, (count, 2), elements=st.integers(-200, 2000)))
+  size = draw(hnp.arrays(np.int32, (count, 2), elements=st.integers(4, 2000)))
+  return np.concatenate([corner, corner + size], axis=1).astype(np.float32) / 4
+
+
+def test_area_is_width_times_height_and_never_negative():
+  got = boxes.area(np.float32([[0, 0, 4, 3], [1, 2, 1, 9], [4, 4, 2, 1]]))
+  np.testing.assert_array_equal(got, [12, 0, 0])
+
+
+def test_iou_by_eye():
+  a = np.float32([[0, 0, 2, 2], [10, 10, 12, 12]])
+  b = np.float32([[0, 0, 2, 2], [1, 0, 3, 2], [1, 1, 3, 3], [2, 0, 4, 2]])
+  expected = [[1, 1 / 3, 1 / 7, 0], [0, 0, 0, 0]]
+  np.testing.assert_allclose(boxes.iou(a, b), expected, rtol=1e-6)
+
+
+def test_giou_by_eye():
+  unit = np.float32([0, 0, 1, 1])
+  others = np.float32([[0, 0, 1, 1], [1, 0, 2, 1], [3, 0, 4, 1], [0, 0, 2, 1]])
+  # The hull of the third pair is 4 pixels, of which 2 belong to neither box.
+  np.testing.assert_allclose(boxes.giou(unit, others), [1, 0, -0.5, 0.5], atol=1e-6)
+
+
+def test_intersection_over_area_is_the_share_of_the_first_box():
+  small, crowd = np.float32([[0, 0, 2, 2], [3, 0, 5, 2]]), np.float32([[0, 0, 4, 100]])
+  np.testing.assert_allclose(boxes.intersection_over_area(small, crowd), [[1.0], [0.5]])
+
+
+def test_clip_keeps_boxes_in_the_image():
+  got = boxes.clip(np.float32([[-5, -1, 30, 8], [15, 15, 18, 18]]), np.array([10, 20]))
+  np.testing.assert_array_equal(got, [[0, 0, 20, 8], [15, 10, 18, 10]])
+
+
+def test_encode_by_eye():
+  anchor, box = np.float32([0, 0, 10, 20]), np.float32([5, 10, 5 + 10 * np.e, 30])
+  dx, dy, dw, dh = boxes.encode(box, anchor, WEIGHTS)
+  np.testing.assert_allclose(dw, 5.0, rtol=1e-5)  # e times as wide
+  np.testing.assert_allclose(dh, 0.0, atol=1e-6)
+  np.testing.assert_allclose(dx, 10 * np.e / 2, rtol=1e-5)  # the centre moves by half of e anchor widths
+  np.testing.assert_allclose(dy, 5.0, rtol=1e-5)
+
+
+def test_decode_stops_growing_at_the_maximal_scale():
+  got = boxes.decode(np.float32([0, 0, 50, 1e30]), np.float32([-8, -8, 8, 8]))
+  np.testing.assert_allclose(got, [-500, -500, 500, 500], rtol=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(some_boxes(), some_boxes())
+def test_decode_inverts_encode(targets, anchors):
+  got = boxes.decode(boxes.encode(targets, anchors, WEIGHTS), anchors, WEIGHTS, max_log_scale=20.0)
+  np.testing.assert_allclose(got, targets, atol=2e-2)
+
+
+@settings(deadline=None, max_examples=25)
+@given(some_boxes(), some_boxes())
+def test_iou_is_symmetric_bounded_and_above_giou(a, b):
+  iou = np.asarray(boxes.iou(a, b))
+  np.testing.assert_allclose(iou, boxes.iou(b, a).T, rtol=1e-6)
+  assert (iou >= 0).all() and (iou <= 1 + 1e-6).all()
+  assert (np.asarray(boxes.giou(a[:, None], b[None])) <= iou + 1e-6).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(some_boxes(), some_boxes())
+def test_flip_is_its_own_inverse_and_keeps_overlaps(a, b):
+  np.testing.assert_array_equal(boxes.flip(boxes.flip(a, 640.0), 640.0), a)
+  np.testing.assert_allclose(boxes.iou(boxes.flip(a, 640.0), boxes.flip(b, 640.0)), boxes.iou(a, b), rtol=1e-6)
+
+
+@pytest.mark.parametrize('degenerate', DEGENERATE, ids=str)
+def test_degenerate_boxes_overlap_nothing_and_have_finite_gradients(degenerate):
+  pair = np.stack([degenerate, degenerate])
+  np.testing.assert_array_equal(boxes.iou(pair, ordinary), 0)
+  np.testing.assert_array_equal(boxes.iou(pair, pair), 0)
+  functions = {
+    'iou': lambda box: boxes.iou(box, ordinary),
+    'giou': lambda box: boxes.giou(box, ordinary),
+    'intersection_over_area': lambda box: boxes.intersection_over_area(box, ordinary),
+    'encode': lambda box: boxes.encode(box, ordinary),
+    'encode to': lambda box: boxes.encode(ordinary, box),
+    'decode': lambda box: boxes.decode(jnp.ones((2, 4)), box),
+  }
+  for name, function in functions.items():
+    value, gradient = jax.value_and_grad(lambda box, function=function: function(box).sum())(jnp.asarray(pair))
+    assert np.isfinite(value), name
+    assert np.isfinite(gradient).all(), name
+
+
+def test_iou_of_garbage_is_zero():
+  garbage = jnp.array([[np.nan] * 4, [-np.inf, -np.inf, np.inf, np.inf], [-3e38, -3e38, 3e38, 3e38]], jnp.float32)
+  np.testing.assert_array_equal(boxes.iou(garbage, jnp.concatenate([garbage, ordinary])), 0)

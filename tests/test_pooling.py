@@ -1,0 +1,179 @@
+"""RoI Align and RoI max pooling against torchvision's kernels, written out as loops; and the routing to levels."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcnn_jax.ops import pooling
+
+SCALE = 1 / 8
+FEATURES = np.random.default_rng(0).normal(size=(9, 12, 3)).astype(np.float32)
+BOXES = np.float32([
+  [0, 0, 96, 72],  # the whole canvas
+  [3, 5, 40, 33],
+  [50.5, 20.25, 54, 71],  # narrower than a cell
+  [10, 10, 10, 10],  # empty
+  [30, 30, 20, 25],  # inside out
+  [-20, -30, 60, 40],  # beyond the top left corner
+  [70, 50, 130, 110],  # beyond the bottom right corner
+  [200, 10, 300, 60],  # outside
+  [88, 64, 96, 72],  # the last cell
+  [24, 16, 72, 48],  # whole cells, whose number times 1 / 3 or 1 / 7 is not whole in float32
+  [4, 4, 12, 12],  # halves, which C rounds away from zero
+])
+
+
+def bilinear(features, y, x):
+  """torchvision's bilinear_interpolate: clamped at the border, zero farther than one cell beyond it."""
+  height, width, channels = features.shape
+  if y < -1 or y > height or x < -1 or x > width:
+    return np.zeros(channels)
+  y, x = max(y, 0), max(x, 0)
+  y0, x0 = int(y), int(x)
+  if y0 >= height - 1:
+    y0 = y1 = y = height - 1
+  else:
+    y1 = y0 + 1
+  if x0 >= width - 1:
+    x0 = x1 = x = width - 1
+  else:
+    x1 = x0 + 1
+  ly, lx = y - y0, x - x0
+  top = (1 - lx) * features[y0, x0] + lx * features[y0, x1]
+  bottom = (1 - lx) * features[y1, x0] + lx * features[y1, x1]
+  return (1 - ly) * top + ly * bottom
+
+
+def loop_roi_align(features, boxes, rows, columns, scale, ratio, aligned):
+  out = np.zeros((len(boxes), rows, columns, features.shape[2]))
+  for n, box in enumerate(boxes):
+    x1, y1, x2, y2 = np.float64(box) * scale - (0.5 if aligned else 0)
+    height, width = y2 - y1, x2 - x1
+    if not aligned:
+      height, width = max(height, 1), max(width, 1)
+    bin_h, bin_w = height / rows, width / columns
+    grid_h = ratio or max(math.ceil(bin_h), 0)
+    grid_w = ratio or max(math.ceil(bin_w), 0)
+    for p, q, i, j in np.ndindex(rows, columns, grid_h, grid_w):
+      y = y1 + p * bin_h + (i + 0.5) * bin_h / grid_h
+      x = x1 + q * bin_w + (j + 0.5) * bin_w / grid_w
+      out[n, p, q] += bilinear(features, y, x) / (grid_h * grid_w)
+  return out
+
+
+def c_round(value):
+  return int(math.copysign(math.floor(abs(value) + 0.5), value))
+
+
+def loop_roi_pool(features, boxes, rows, columns, scale):
+  height, width, channels = features.shape
+  out = np.zeros((len(boxes), rows, columns, channels))
+  for n, box in enumerate(boxes):
+    x1, y1, x2, y2 = (c_round(edge * scale) for edge in box)
+    bin_h = np.float32(max(y2 - y1 + 1, 1)) / np.float32(rows)
+    bin_w = np.float32(max(x2 - x1 + 1, 1)) / np.float32(columns)
+    for p, q in np.ndindex(rows, columns):
+      top, bottom = (min(max(int(v) + y1, 0), height) for v in (np.floor(p * bin_h), np.ceil((p + 1) * bin_h)))
+      left, right = (min(max(int(v) + x1, 0), width) for v in (np.floor(q * bin_w), np.ceil((q + 1) * bin_w)))
+      if bottom > top and right > left:
+        out[n, p, q] = features[top:bottom, left:right].max(axis=(0, 1))
+  return out
+
+
+@pytest.mark.parametrize('aligned', [False, True])
+@pytest.mark.parametrize('ratio', [0, 1, 2, 3])
+@pytest.mark.parametrize('output_size', [3, (2, 5)])
+def test_roi_align_is_torchvisions(aligned, ratio, output_size):
+  rows, columns = (3, 3) if output_size == 3 else output_size
+  pool = functools.partial(
+    pooling.roi_align, output_size=output_size, spatial_scale=SCALE, sampling_ratio=ratio, aligned=aligned
+  )
+  got = jax.jit(pool)(FEATURES, BOXES)
+  expected = loop_roi_align(FEATURES, BOXES, rows, columns, SCALE, ratio, aligned)
+  np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+def test_roi_align_of_a_ramp_is_the_coordinate_of_the_bins_centre():
+  # Cell k of an aligned map has its centre at pixel 8 * (k + 0.5).
+  centres = 8 * (np.arange(12, dtype=np.float32) + 0.5)
+  ramp = np.broadcast_to(centres[None, :, None], (9, 12, 1))
+  got = pooling.roi_align(ramp, np.float32([[16, 16, 48, 32]]), output_size=2, spatial_scale=SCALE, aligned=True)
+  np.testing.assert_allclose(got[0, :, :, 0], [[24, 40], [24, 40]], rtol=1e-6)
+
+
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_the_gradient_of_roi_align_is_its_transpose(ratio):
+  # The function is linear in the features: <pool(f), c> = <f, gradient> for every f and c.
+  pool = functools.partial(
+    pooling.roi_align, boxes=BOXES, output_size=3, spatial_scale=SCALE, sampling_ratio=ratio, aligned=True
+  )
+  pooled, transpose = jax.vjp(pool, jnp.asarray(FEATURES))
+  cotangent = np.random.default_rng(1).normal(size=pooled.shape).astype(np.float32)
+  (gradient,) = transpose(cotangent)
+  other = np.random.default_rng(2).normal(size=FEATURES.shape).astype(np.float32)
+  np.testing.assert_allclose((pool(other) * cotangent).sum(), (other * gradient).sum(), atol=1e-4)
+
+
+@pytest.mark.parametrize('output_size', [3, 7, (2, 5)])
+def test_roi_max_pool_is_torchvisions(output_size):
+  rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
+  boxes = np.clip(BOXES, -16, np.float32([112, 88, 112, 88]))  # two cells beyond the map
+  pool = functools.partial(pooling.roi_max_pool, output_size=output_size, spatial_scale=SCALE)
+  got = jax.jit(pool)(FEATURES, boxes)
+  np.testing.assert_array_equal(got, loop_roi_pool(FEATURES, boxes, rows, columns, SCALE).astype(np.float32))
+
+
+def test_the_gradient_of_roi_max_pool_goes_to_the_maxima():
+  features = np.float32([[1, 5, 2, 0], [0, 3, 9, 4]])[..., None]
+  gradient = jax.grad(
+    lambda f: pooling.roi_max_pool(f, np.float32([[0, 0, 3, 1]]), output_size=(1, 2), spatial_scale=1.0).sum()
+  )(jnp.asarray(features))
+  np.testing.assert_array_equal(gradient[..., 0], [[0, 1, 0, 0], [0, 0, 1, 0]])
+
+
+def test_no_gradient_goes_to_the_boxes():
+  for pool in (functools.partial(pooling.roi_align, aligned=True), pooling.roi_max_pool):
+    pool = functools.partial(pool, jnp.asarray(FEATURES), output_size=3, spatial_scale=SCALE)
+    gradient = jax.grad(lambda boxes, pool=pool: pool(boxes).sum())(jnp.asarray(BOXES))
+    np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize(
+  'side, level',
+  [(0, 2), (16, 2), (111.9, 2), (112, 3), (223.9, 3), (224, 4), (447, 4), (448, 5), (896, 5), (1e6, 5)],
+)
+def test_level_of(side, level):
+  assert pooling.level_of(np.float32([[0, 0, side, side]]), min_level=2, max_level=5)[0] == level
+
+
+def test_multilevel_roi_align_pools_each_region_from_its_own_level():
+  rng = np.random.default_rng(3)
+  levels = [rng.normal(size=(64 // s, 96 // s, 2)).astype(np.float32) for s in (4, 8, 16)]
+  boxes = np.float32([[0, 0, 20, 20], [10, 8, 50, 40], [0, 0, 96, 64], [3, 3, 3, 3], [90, 60, 96, 64]])
+  settings = dict(output_size=3, sampling_ratio=2, aligned=False)
+  got = pooling.multilevel_roi_align(
+    levels, boxes, strides=(4, 8, 16), canonical_size=32.0, canonical_level=3, **settings
+  )
+  of_box = [2, 3, 4, 2, 2]  # by their sides, against a canonical side of 32 on level 3
+  expected = [
+    pooling.roi_align(levels[level - 2], box[None], spatial_scale=0.5**level, **settings)[0]
+    for level, box in zip(of_box, boxes)
+  ]
+  np.testing.assert_allclose(got, np.stack(expected), atol=1e-6)
+
+
+def test_strides_that_are_no_pyramid_are_refused():
+  with pytest.raises(ValueError, match='powers of two'):
+    pooling.multilevel_roi_align([FEATURES] * 2, BOXES, strides=(8, 32), output_size=3, aligned=True)
+
+
+def test_pooling_keeps_the_precision_of_the_features():
+  half = jnp.asarray(FEATURES, jnp.bfloat16)
+  for pool in (functools.partial(pooling.roi_align, aligned=True), pooling.roi_max_pool):
+    assert pool(half, BOXES, output_size=3, spatial_scale=SCALE).dtype == jnp.bfloat16
