@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from launch import flags as launch_flags
-from rcnn_jax.data import loader
+from rcnn_jax.data import pipeline
 from rcnn_jax.evaluation import detect, draw
 from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.training import checkpoint
@@ -111,7 +111,7 @@ def _batches(files: Sequence[tuple[pathlib.Path, str]], data, sizes: dict[int, t
       print(f"warning: {error}", file=sys.stderr)
       continue
     sizes[image_id] = image.shape[:2]
-    yield loader.image_batch([image], data).replace(image_id=np.array([image_id], np.int32))
+    yield pipeline.image_batch([image], data, [image_id])
 
 
 def _named(entry: dict, files: Sequence[tuple[pathlib.Path, str]], names: dict[int, str]) -> dict:

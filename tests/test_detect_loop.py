@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import json
 
 from hypothesis import given, settings, strategies as st
 import jax
@@ -11,6 +13,7 @@ from pycocotools import mask as rle
 import pytest
 
 from rcnn_jax.evaluation.detect import EvaluationError, detect, image_entries
+from rcnn_jax.evaluation.evaluate import evaluate
 from rcnn_jax.evaluation.paste import encode, paste
 from rcnn_jax.types import Detections
 from tests import scenes
@@ -100,6 +103,26 @@ def test_the_next_batch_is_dispatched_before_the_last_one_is_converted():
   detect(scenes.ColourFinder(), scenes.VARIABLES, told(scenes.batches(source, 1)), Sizes(source.sizes()),
          scenes.CATEGORY_IDS)
   assert events == ["fetched 100", "fetched 101", "converted 100", "fetched 102", "converted 101", "converted 102"]
+
+
+@pytest.mark.parametrize("batch_size, devices", [(1, 1), (3, 4)])
+def test_a_whole_evaluation(tmp_path, capsys, batch_size, devices):
+  mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
+  data = dataclasses.replace(scenes.DATA, batch_size=(1, batch_size))
+  metrics = evaluate(scenes.ColourFinder(masks=True), scenes.VARIABLES, data, SOURCE, tmp_path, mesh=mesh, pictures=3)
+  assert [metrics[name] for name in ("bbox/AP", "segm/AP", "voc/mAP_11pt", "voc/mAP_area")] == pytest.approx([1] * 4)
+  assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
+  by_image = sorted(json.loads((tmp_path / "detections.json").read_text()), key=lambda e: e["image_id"])
+  assert [{k: e[k] for k in ("image_id", "category_id", "bbox", "score")} for e in by_image] == expected_entries()
+  assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"100.png", "102.png", "104.png"}
+  assert "5 images, 7 detections" in capsys.readouterr().out
+
+
+def test_an_evaluation_that_finds_nothing(tmp_path):
+  blind = scenes.ColourFinder(masks=True, blind=True)
+  metrics = evaluate(blind, scenes.VARIABLES, scenes.DATA, SOURCE, tmp_path, pictures=0)
+  assert [metrics[name] for name in ("bbox/AP", "segm/AP", "voc/mAP_area")] == [0, 0, 0]
+  assert json.loads((tmp_path / "detections.json").read_text()) == []
 
 
 def found(boxes, **changes):

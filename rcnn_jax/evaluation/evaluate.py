@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+import dataclasses
 import json
 import pathlib
 import time
@@ -71,7 +72,8 @@ def detect_source(model, variables, data, source, mesh=None) -> detect.Results:
   shares = mesh.shape["data"] if mesh is not None else 1
   batch_size = -(-data.batch_size[1] // shares) * shares
   sizes = {int(a.image_id): (int(a.size[0]), int(a.size[1])) for a in _annotations(source, masks=False)}
-  batches = loader.eval_batches(data, source, batch_size=batch_size)
+  without_truth = dataclasses.replace(data, load_masks=False, load_keypoints=False)  # the model never sees them
+  batches = loader.eval_batches(without_truth, source, batch_size=batch_size)
   return detect.detect(model, variables, batches, sizes, [c.id for c in source.categories], mesh=mesh)
 
 

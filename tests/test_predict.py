@@ -1,0 +1,116 @@
+"""Prediction on files as people have them: which are found, how they are read, what is written."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import types
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from launch.predict import matching_files, predict, read_upright
+from rcnn_jax.evaluation.detect import EvaluationError
+from tests import scenes
+
+RUN = types.SimpleNamespace(categories=scenes.CATEGORIES, variables=scenes.VARIABLES)
+EXPERIMENT = types.SimpleNamespace(model=scenes.ColourFinder(masks=True), data=scenes.DATA)
+
+
+def scene():
+  """A red rectangle, xyxy (4, 6, 20, 18), in an image of 24 x 32."""
+  image = np.full((24, 32, 3), 20, np.uint8)
+  image[6:18, 4:20, 0] = 255
+  return image
+
+
+def run(folder, pattern="*", min_score=0.05):
+  output = folder / "out"
+  unread = predict(RUN, EXPERIMENT, matching_files(str(folder / pattern)), output, min_score)
+  return unread, json.loads((output / "detections.json").read_text())
+
+
+def test_entries_are_coco_results_with_the_names_of_file_and_category_beside(tmp_path):
+  Image.fromarray(scene()).save(tmp_path / "a.png")
+  Image.fromarray(scene().transpose(1, 0, 2)).save(tmp_path / "b.png")
+  unread, entries = run(tmp_path)
+  assert unread == []
+  plain = [{k: v for k, v in e.items() if k not in ("segmentation", "score")} for e in entries]
+  assert plain == [
+      {"image_id": 1, "category_id": 7, "bbox": [4, 6, 16, 12], "category": "red", "file_name": "a.png"},
+      {"image_id": 2, "category_id": 7, "bbox": [6, 4, 12, 16], "category": "red", "file_name": "b.png"}]
+  assert [e["segmentation"]["size"] for e in entries] == [[24, 32], [32, 24]]
+  assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "b.png", "detections.json"}
+
+
+def test_scores_below_the_least_are_left_out(tmp_path):
+  Image.fromarray(scene()).save(tmp_path / "a.png")
+  assert len(run(tmp_path, min_score=0.89)[1]) == 1  # the stand-in's score of red is 0.9
+  assert run(tmp_path, pattern="a.png", min_score=0.91)[1] == []
+
+
+def test_a_file_that_is_no_image_is_named_and_the_others_are_worked_on(tmp_path, capsys):
+  Image.fromarray(scene()).save(tmp_path / "good.png")
+  (tmp_path / "bad.png").write_text("not an image")
+  (tmp_path / "empty.png").write_bytes(b"")
+  whole = (tmp_path / "good.png").read_bytes()
+  (tmp_path / "torn.png").write_bytes(whole[:len(whole) // 2])
+  unread, entries = run(tmp_path)
+  assert [p.name for p in unread] == ["bad.png", "empty.png", "torn.png"]
+  assert [e["file_name"] for e in entries] == ["good.png"]
+  warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
+  assert [str(tmp_path / n) in w for n, w in zip(("bad.png", "empty.png", "torn.png"), warnings, strict=True)] == [
+      True, True, True]
+
+
+def test_no_file_that_can_be_read_still_writes_an_empty_list(tmp_path):
+  (tmp_path / "bad.png").write_text("not an image")
+  assert run(tmp_path) == ([tmp_path / "bad.png"], [])
+
+
+def test_no_match_is_told(tmp_path):
+  with pytest.raises(EvaluationError, match=r"no file matches --images=.*\*\.jpg"):
+    matching_files(str(tmp_path / "*.jpg"))
+
+
+def test_names_are_relative_to_the_folder_before_the_first_wildcard(tmp_path):
+  for name in ("x.png", "sub/x.png", "sub/y.jpg"):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    Image.fromarray(scene()).save(tmp_path / name)
+  names = lambda pattern: [name for _, name in matching_files(str(tmp_path / pattern))]
+  assert names("**/*.png") == ["sub/x.png", "x.png"]
+  assert names("sub/*") == ["x.png", "y.jpg"]
+  assert names("sub/x.png") == ["x.png"]
+
+
+def test_pictures_of_files_of_one_stem_do_not_overwrite_each_other(tmp_path):
+  Image.fromarray(scene()).save(tmp_path / "a.png")
+  Image.fromarray(scene()).save(tmp_path / "a.bmp")
+  run(tmp_path)
+  assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"a.png", "a.png.png"}
+
+
+RED = scene()
+GREY = np.asarray(Image.fromarray(RED).convert("L"))
+
+
+@pytest.mark.parametrize("name, image, expected", [
+    ("colour", Image.fromarray(RED), RED),
+    ("grey", Image.fromarray(GREY), np.dstack([GREY] * 3)),
+    ("alpha", Image.fromarray(np.dstack([RED, GREY])), RED),
+    ("palette", Image.fromarray(RED).convert("P", palette=Image.Palette.ADAPTIVE), RED),
+    ("sixteen_bits", Image.fromarray(GREY.astype(np.uint16) * 257), np.dstack([GREY] * 3)),
+])
+def test_every_kind_of_image_is_read_as_rgb(tmp_path, name, image, expected):
+  path = pathlib.Path(tmp_path, f"{name}.png")
+  image.save(path)
+  assert np.array_equal(read_upright(path), expected)
+
+
+def test_a_photograph_is_turned_upright(tmp_path):
+  exif = Image.Exif()
+  exif[0x0112] = 6  # the camera was held sideways: to be turned clockwise
+  Image.fromarray(RED).save(tmp_path / "sideways.jpg", exif=exif)
+  Image.fromarray(RED).save(tmp_path / "stored.jpg")
+  assert np.array_equal(read_upright(tmp_path / "sideways.jpg"), np.rot90(read_upright(tmp_path / "stored.jpg"), -1))
