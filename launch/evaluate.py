@@ -19,7 +19,9 @@ from rcnn_jax.training import mesh as meshes
 
 FLAGS = flags.FLAGS
 
-if __name__ == "__main__":
+
+def define_flags() -> None:
+  """Defines the options of this command."""
   flags.DEFINE_string("workdir", None, "The run directory.", required=True)
   flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
   flags.DEFINE_string("outdir", None, "Where to write instead of WORKDIR/eval/STEP, e.g. with --set of other data.")
@@ -55,4 +57,4 @@ def check_categories(trained: tuple, evaluated: tuple) -> None:
 
 
 if __name__ == "__main__":
-  launch_flags.run(main)
+  launch_flags.run(main, define_flags)

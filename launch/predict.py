@@ -29,7 +29,9 @@ from rcnn_jax.types import Batch
 
 FLAGS = flags.FLAGS
 
-if __name__ == "__main__":
+
+def define_flags() -> None:
+  """Defines the options of this command."""
   flags.DEFINE_string("workdir", None, "The run directory.", required=True)
   flags.DEFINE_string("images", None, "The image files, e.g. 'photos/*.jpg' or 'photos/**/*.png'.", required=True)
   flags.DEFINE_string("output", None, "Directory for pictures and detections.json.", required=True)
@@ -133,4 +135,4 @@ def _write_pictures(files: Sequence[tuple[pathlib.Path, str]], sizes: dict, entr
 
 
 if __name__ == "__main__":
-  launch_flags.run(main)
+  launch_flags.run(main, define_flags)

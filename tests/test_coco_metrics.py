@@ -199,7 +199,7 @@ def test_tables_name_their_metrics():
   text = tables(measure(truth, Results([entry(1, 7, BOX, 0.9)], ("bbox",)))[0], ["red", "green", "blue"])
   lines = {line.split("  ")[0]: line.split() for line in text.splitlines() if line}
   assert lines["COCO metric, %"][-1] == "bbox"
-  assert lines["AP"] == ["AP", "50.0", "mean", "over", "IoU", "0.50:0.95"]
+  assert lines["AP"] == "AP mean over IoU 0.50:0.95 50.0".split()
   assert lines["class, %"] == "class, % COCO bbox AP VOC AP area, IoU 0.5 VOC AP 11 points, IoU 0.5".split()
   assert lines["red"] == ["red", "100.0", "100.0", "100.0"]
   assert lines["green"] == ["green", "0.0", "0.0", "0.0"]

@@ -96,9 +96,9 @@ def tables(metrics: Mapping[str, float | None], names: Sequence[str], max_detect
   for row in SUMMARY:
     for name in ([f"AR{n}" for n in (1, 10, 20, max_detections)] if row == "AR" else [row]):
       if any(f"{kind}/{name}" in metrics for kind in kinds):
-        meaning = MEANINGS.get(name, f"{name[2:]} detections an image")
-        rows.append([name, *(_percent(metrics, f"{kind}/{name}") for kind in kinds), meaning])
-  summary = _table(["COCO metric, %", *kinds, ""], rows)
+        meaning = MEANINGS.get(name, f"at most {name[2:]} detections an image")
+        rows.append([f"{name:<5}  {meaning}", *(_percent(metrics, f"{kind}/{name}") for kind in kinds)])
+  summary = _table(["COCO metric, %", *kinds], rows)
   columns = [*(f"{kind}/AP" for kind in kinds), "voc/AP_area", "voc/AP_11pt"]
   headers = [*(f"COCO {kind} AP" for kind in kinds), "VOC AP area, IoU 0.5", "VOC AP 11 points, IoU 0.5"]
   classes = [[name, *(_percent(metrics, f"{column}/{name}") for column in columns)] for name in names]
