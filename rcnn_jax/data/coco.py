@@ -28,24 +28,24 @@ class CocoFolder:
   annotations: str
 
   def open(self, strict: bool = True) -> CocoSource:
-    """Reads the annotation file. Raises DataError where it is missing or, when `strict`, for the first fatal fault."""
+    """Reads the annotation file. Raises DataError: it is missing or, when `strict`, has a fatal fault."""
     folder, path = (pathlib.Path(name).expanduser() for name in (self.images, self.annotations))
     if not folder.is_dir():
-      raise DataError(f'{folder}: no such folder')
+      raise DataError(f"{folder}: no such folder")
     contents = _contents(path)
-    categories = sorted(contents['categories'], key=lambda category: category['id'])
-    joints = next((category['keypoints'] for category in categories if category.get('keypoints')), None)
+    categories = sorted(contents["categories"], key=lambda category: category["id"])
+    joints = next((category["keypoints"] for category in categories if category.get("keypoints")), None)
     of_image = collections.defaultdict(list)
-    for entry in contents['annotations']:
-      of_image[entry.get('image_id')].append(entry)
+    for entry in contents["annotations"]:
+      of_image[entry.get("image_id")].append(entry)
     faults = _faults(contents, path)
     if strict:
       raise_first(faults + _missing_images(contents, folder))
     return CocoSource(
-      categories=tuple(Category(category['id'], category['name']) for category in categories),
+      categories=tuple(Category(category["id"], category["name"]) for category in categories),
       keypoints=KeypointNames.from_names(joints) if joints else None,
       folder=folder,
-      entries=tuple((image, tuple(of_image[image['id']])) for image in contents['images']),
+      entries=tuple((image, tuple(of_image[image["id"]])) for image in contents["images"]),
       faults=tuple(faults),
     )
 
@@ -66,30 +66,30 @@ class CocoSource:
   def annotations(self, index: int, masks: bool = True) -> Annotations:
     """The objects of image `index`; `masks=False` leaves the segmentations out."""
     image, entries = self.entries[index]
-    size = image['height'], image['width']
+    size = image["height"], image["width"]
     class_of = {category.id: number for number, category in enumerate(self.categories, 1)}
-    entries = [entry for entry in entries if entry.get('category_id') in class_of and _is_box(entry.get('bbox'))]
-    boxes = np.array([entry['bbox'] for entry in entries], np.float64).reshape(-1, 4)
+    entries = [entry for entry in entries if entry.get("category_id") in class_of and _is_box(entry.get("bbox"))]
+    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    areas = [entry.get('area', entry['bbox'][2] * entry['bbox'][3]) for entry in entries]
-    has_masks = masks and any('segmentation' in entry for entry in entries)
+    areas = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries]
+    has_masks = masks and any("segmentation" in entry for entry in entries)
     return Annotations(
-      image_id=image['id'],
-      file_name=image['file_name'],
+      image_id=image["id"],
+      file_name=image["file_name"],
       size=size,
       boxes=boxes.astype(np.float32),
-      classes=np.array([class_of[entry['category_id']] for entry in entries], np.int32),
-      crowd=np.array([entry.get('iscrowd', 0) for entry in entries], bool),
+      classes=np.array([class_of[entry["category_id"]] for entry in entries], np.int32),
+      crowd=np.array([entry.get("iscrowd", 0) for entry in entries], bool),
       difficult=np.zeros(len(entries), bool),
-      ids=np.array([entry.get('id', 0) for entry in entries], np.int64),
+      ids=np.array([entry.get("id", 0) for entry in entries], np.int64),
       areas=np.array(areas, np.float32),
-      segmentations=tuple(encode(entry.get('segmentation'), size) for entry in entries) if has_masks else None,
+      segmentations=tuple(encode(entry.get("segmentation"), size) for entry in entries) if has_masks else None,
       keypoints=None if self.keypoints is None else _keypoints(entries, len(self.keypoints.names)),
     )
 
   def image(self, index: int) -> np.ndarray:
     """u8[H, W, 3] RGB."""
-    return images.read(self.folder / self.entries[index][0]['file_name'])
+    return images.read(self.folder / self.entries[index][0]["file_name"])
 
 
 def encode(segmentation: list | dict | None, size: tuple[int, int]) -> dict:
@@ -101,8 +101,8 @@ def encode(segmentation: list | dict | None, size: tuple[int, int]) -> dict:
   from pycocotools import mask
 
   height, width = size
-  if isinstance(segmentation, dict) and isinstance(segmentation['counts'], list):
-    encoded = mask.frPyObjects(segmentation, *segmentation['size'])
+  if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
+    encoded = mask.frPyObjects(segmentation, *segmentation["size"])
   elif isinstance(segmentation, dict):
     encoded = segmentation
   else:
@@ -110,10 +110,10 @@ def encode(segmentation: list | dict | None, size: tuple[int, int]) -> dict:
     if polygons:
       encoded = mask.merge(mask.frPyObjects(polygons, height, width))
     else:
-      encoded = mask.encode(np.zeros((height, width), np.uint8, order='F'))
-  counts = encoded['counts']
+      encoded = mask.encode(np.zeros((height, width), np.uint8, order="F"))
+  counts = encoded["counts"]
   counts = counts if isinstance(counts, str) else counts.decode()
-  return {'size': [int(side) for side in encoded['size']], 'counts': counts}
+  return {"size": [int(side) for side in encoded["size"]], "counts": counts}
 
 
 def _is_polygon(polygon) -> bool:
@@ -126,7 +126,7 @@ def _is_box(box) -> bool:
 
 def _keypoints(entries, num_joints: int) -> np.ndarray:
   none = [0] * (3 * num_joints)
-  rows = [entry.get('keypoints') or none for entry in entries]
+  rows = [entry.get("keypoints") or none for entry in entries]
   return np.array(rows, np.float32).reshape(-1, num_joints, 3)
 
 
@@ -134,10 +134,10 @@ def _contents(path: pathlib.Path) -> dict:
   try:
     contents = json.loads(path.read_text())
   except OSError as error:
-    raise DataError(f'{path}: {error.strerror.lower()}') from error
+    raise DataError(f"{path}: {error.strerror.lower()}") from error
   except ValueError as error:
-    raise DataError(f'{path}: not readable as JSON: {error}') from error
-  needed = {'images': ('id', 'file_name', 'height', 'width'), 'annotations': (), 'categories': ('id', 'name')}
+    raise DataError(f"{path}: not readable as JSON: {error}") from error
+  needed = {"images": ("id", "file_name", "height", "width"), "annotations": (), "categories": ("id", "name")}
   missing = [key for key in needed if not isinstance(contents, dict) or key not in contents]
   if missing:
     raise DataError(f'{path}: has no {", ".join(missing)}: not a COCO annotation file')
@@ -151,44 +151,45 @@ def _contents(path: pathlib.Path) -> dict:
 
 def _missing_images(contents: dict, folder: pathlib.Path) -> list[Fault]:
   present = {file.name for file in folder.iterdir()}
-  names = [image['file_name'] for image in contents['images']]
+  names = [image["file_name"] for image in contents["images"]]
   missing = [name for name in names if name not in present and not (folder / name).is_file()]
-  return [Fault(str(folder / name), 'no such image file') for name in missing]
+  return [Fault(str(folder / name), "no such image file") for name in missing]
 
 
 def _faults(contents: dict, path: pathlib.Path) -> list[Fault]:
   faults = []
-  for kind, name in (('images', 'image'), ('annotations', 'annotation'), ('categories', 'category')):
-    ids = collections.Counter(entry.get('id') for entry in contents[kind])
+  for kind, name in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
+    ids = collections.Counter(entry.get("id") for entry in contents[kind])
     repeated = [(number, times) for number, times in ids.items() if times > 1]
-    faults += [Fault(str(path), f'{times} {kind} have this id', f'{name} {number}') for number, times in repeated]
-  for image in contents['images']:
-    if not isinstance(image['id'], int) or not 0 <= image['id'] < 2**31:
-      faults.append(Fault(image['file_name'], f'image id {image["id"]!r} is no whole number below 2 ** 31'))
-  file_of = {image['id']: image['file_name'] for image in contents['images']}
-  known = {category['id'] for category in contents['categories']}
-  sizes = {image['id']: (image['height'], image['width']) for image in contents['images']}
-  for entry in contents['annotations']:
-    image_id = entry.get('image_id')
+    faults += [Fault(str(path), f"{times} {kind} have this id", f"{name} {number}") for number, times in repeated]
+  for image in contents["images"]:
+    if not isinstance(image["id"], int) or not 0 <= image["id"] < 2**31:
+      faults.append(Fault(image["file_name"], f'image id {image["id"]!r} is no whole number below 2 ** 31'))
+  file_of = {image["id"]: image["file_name"] for image in contents["images"]}
+  known = {category["id"] for category in contents["categories"]}
+  sizes = {image["id"]: (image["height"], image["width"]) for image in contents["images"]}
+  for entry in contents["annotations"]:
+    image_id = entry.get("image_id")
     item = f'annotation {entry.get("id")}'
     file = file_of.get(image_id, str(path))
     if image_id not in file_of:
-      faults.append(Fault(file, f'belongs to image {image_id}, which is not in the table of images', item))
+      faults.append(Fault(file, f"belongs to image {image_id}, which is not in the table of images", item))
     else:
-      faults += [Fault(file, problem, item, fatal) for problem, fatal in _entry_problems(entry, known, sizes[image_id])]
+      problems = _entry_problems(entry, known, sizes[image_id])
+      faults += [Fault(file, problem, item, fatal) for problem, fatal in problems]
   return faults
 
 
 def _entry_problems(entry: dict, known: set, size: tuple[int, int]):
   """Yields (problem, fatal) for one annotation; degenerate boxes and empty masks are told by `object_faults`."""
-  if entry.get('category_id') not in known:
+  if entry.get("category_id") not in known:
     yield f'category id {entry.get("category_id")} is not in the table of categories', True
-  if not _is_box(entry.get('bbox')):
+  if not _is_box(entry.get("bbox")):
     yield f'bbox {entry.get("bbox")} is not four numbers', True
-  if not math.isfinite(entry.get('area', 0)):
+  if not math.isfinite(entry.get("area", 0)):
     yield f'area {entry["area"]} is not a number', False
-  segmentation = entry.get('segmentation')
-  if isinstance(segmentation, dict) and tuple(segmentation.get('size', ())) != size:
+  segmentation = entry.get("segmentation")
+  if isinstance(segmentation, dict) and tuple(segmentation.get("size", ())) != size:
     yield f'the mask is {segmentation.get("size")}, the image is {list(size)} (height, width)', True
   if isinstance(segmentation, list) and not all(_is_polygon(polygon) for polygon in segmentation):
-    yield 'a polygon of fewer than three points, or of an odd number of coordinates', False
+    yield "a polygon of fewer than three points, or of an odd number of coordinates", False

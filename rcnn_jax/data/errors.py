@@ -24,12 +24,12 @@ class Fault:
   fatal: bool = True
 
   def __str__(self) -> str:
-    return ': '.join(part for part in (self.file, self.item, self.problem) if part)
+    return ": ".join(part for part in (self.file, self.item, self.problem) if part)
 
 
 def raise_first(faults: Sequence[Fault]) -> None:
   """Raises DataError for the first fatal fault and tells how many more there are."""
   fatal = [fault for fault in faults if fault.fatal]
   if fatal:
-    more = f' (and {len(fatal) - 1} more faults: list them with launch.validate_data)' if len(fatal) > 1 else ''
-    raise DataError(f'{fatal[0]}{more}')
+    more = f" (and {len(fatal) - 1} more faults: list them with launch.validate_data)" if len(fatal) > 1 else ""
+    raise DataError(f"{fatal[0]}{more}")

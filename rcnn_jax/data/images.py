@@ -9,7 +9,7 @@ import numpy as np
 
 from rcnn_jax.data.errors import DataError
 
-EXTENSIONS = ('.jpg', '.jpeg', '.png', '.JPG', '.JPEG', '.PNG')
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG")
 
 
 def decode(encoded: bytes, name: str) -> np.ndarray:
@@ -25,17 +25,17 @@ def decode(encoded: bytes, name: str) -> np.ndarray:
   if encoded:
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
   if image is None:
-    raise DataError(f'{name}: not an image, or truncated ({len(encoded)} bytes)')
+    raise DataError(f"{name}: not an image, or truncated ({len(encoded)} bytes)")
   return image
 
 
 def read(path: str | os.PathLike) -> np.ndarray:
   """The image file as u8[H, W, 3] RGB. Raises DataError when it is missing, truncated or no image."""
   try:
-    with open(path, 'rb') as file:
+    with open(path, "rb") as file:
       encoded = file.read()
   except OSError as error:
-    raise DataError(f'{path}: {error.strerror.lower() if error.strerror else error}') from error
+    raise DataError(f"{path}: {error.strerror.lower() if error.strerror else error}") from error
   return decode(encoded, str(path))
 
 
@@ -49,4 +49,4 @@ def encoded_size(encoded: bytes, name: str) -> tuple[int, int]:
     with Image.open(io.BytesIO(encoded)) as image:
       return image.height, image.width
   except UnidentifiedImageError as error:
-    raise DataError(f'{name}: not an image ({len(encoded)} bytes)') from error
+    raise DataError(f"{name}: not an image ({len(encoded)} bytes)") from error

@@ -57,7 +57,7 @@ class TrainPlan:
     return self._epoch(step // self.steps_per_epoch)[step % self.steps_per_epoch]
 
   def __getstate__(self) -> dict:
-    return {name: value for name, value in self.__dict__.items() if name != '_epoch'}
+    return {name: value for name, value in self.__dict__.items() if name != "_epoch"}
 
   def __setstate__(self, state: dict) -> None:
     self.__dict__.update(state)
@@ -89,12 +89,12 @@ class TrainIterator(Iterator[Batch]):
 
   def get_state(self) -> dict[str, int]:
     """What `set_state` takes to go on from here; plain JSON."""
-    return {'next_step': self._next_step}
+    return {"next_step": self._next_step}
 
   def set_state(self, state: dict[str, int]) -> None:
     """Goes on with the batch that came after `get_state`."""
     self.close()
-    self._next_step = int(state['next_step'])
+    self._next_step = int(state["next_step"])
 
   def close(self) -> None:
     """Ends worker processes, if there are any."""
@@ -153,7 +153,7 @@ def train_loader(
     if found.num_trainable[index] or not data.skip_empty
   ]
   if not canvases:
-    raise DataError('no images to train on')
+    raise DataError("no images to train on")
   plan = TrainPlan(canvases, batch_size=batch_size, seed=seed, num_steps=num_steps)
   load = functools.partial(_load_rows, data, source, found.max_objects, share, seed)
   return TrainIterator(grain.MapDataset.source(plan).map(load), data.workers)
@@ -187,7 +187,7 @@ def eval_batches(
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
   if batch_size % process_count:
-    raise DataError(f'a batch of {batch_size} cannot be shared equally by {process_count} processes')
+    raise DataError(f"a batch of {batch_size} cannot be shared equally by {process_count} processes")
   rows = batch_size // process_count
   return slice(process_index * rows, (process_index + 1) * rows)
 

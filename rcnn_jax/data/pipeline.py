@@ -1,4 +1,4 @@
-"""From a source's image and annotations to a `Batch`: the data part of an experiment, and what it does to one image."""
+"""From a source's image and annotations to a `Batch`: the data of an experiment, and what is done to one image."""
 
 from __future__ import annotations
 
@@ -55,18 +55,18 @@ def survey(data: Data, source: Source) -> Survey:
     DataError: masks or keypoints are asked for and the source has none.
   """
   if data.load_keypoints and source.keypoints is None:
-    raise DataError('load_keypoints is set, but the data set names no keypoints')
+    raise DataError("load_keypoints is set, but the data set names no keypoints")
   sizes, num_trainable, counts, faults = [], [], [], []
   for index in range(len(source)):
     annotations = source.annotations(index, masks=data.load_masks)
     _require_masks(data, annotations)
     faulty = object_faults(annotations)
-    faults += [f'{annotations.file_name}: object {annotations.ids[row]}: {why}' for row, why in faulty.items()]
+    faults += [f"{annotations.file_name}: object {annotations.ids[row]}: {why}" for row, why in faulty.items()]
     sizes.append(annotations.size)
     counts.append(len(annotations.boxes) - len(faulty))
     num_trainable.append(sum(1 for row, crowd in enumerate(annotations.crowd) if not crowd and row not in faulty))
   if faults:
-    logger.warning('dropped %d faulty objects (first: %s)', len(faults), faults[0])
+    logger.warning("dropped %d faulty objects (first: %s)", len(faults), faults[0])
   max_objects = data.max_objects
   if max_objects is None:
     max_objects = -(-max(counts + [1]) // 8) * 8
@@ -74,7 +74,7 @@ def survey(data: Data, source: Source) -> Survey:
   if excess:
     name = source.annotations(excess[0][0], masks=False).file_name
     total = sum(number for _, number in excess)
-    logger.warning('dropped %d objects beyond max_objects=%d (first: %s)', total, max_objects, name)
+    logger.warning("dropped %d objects beyond max_objects=%d (first: %s)", total, max_objects, name)
   return Survey(tuple(sizes), np.array(num_trainable, np.int32), max_objects)
 
 
@@ -99,8 +99,8 @@ def load(data: Data, source: Source, index: int, canvas, max_objects: int, rng: 
   image = source.image(index)
   if image.shape[:2] != tuple(annotations.size):
     (height, width), (said_height, said_width) = image.shape[:2], annotations.size
-    where = f'{annotations.file_name}: the file is {width} x {height}'
-    raise DataError(f'{where}, its annotations are for {said_width} x {said_height}')
+    where = f"{annotations.file_name}: the file is {width} x {height}"
+    raise DataError(f"{where}, its annotations are for {said_width} x {said_height}")
   annotations = annotations.take(np.arange(min(len(annotations.boxes), max_objects)))
   return _example(data, source, image, annotations, canvas, max_objects, rng)
 
@@ -111,7 +111,7 @@ def blank(data: Data, source: Source, canvas, max_objects: int) -> Batch:
   none = np.zeros(0, np.int32)
   annotations = Annotations(
     image_id=0,
-    file_name='',
+    file_name="",
     size=canvas,
     boxes=np.zeros((0, 4), np.float32),
     classes=none,
@@ -145,7 +145,7 @@ def stack(examples: Sequence[Batch]) -> Batch:
 
 def _require_masks(data: Data, annotations: Annotations) -> None:
   if data.load_masks and len(annotations.boxes) and annotations.segmentations is None:
-    raise DataError(f'{annotations.file_name}: load_masks is set, but the objects have no masks')
+    raise DataError(f"{annotations.file_name}: load_masks is set, but the objects have no masks")
 
 
 def _example(data, source, image, annotations: Annotations, canvas, max_objects, rng) -> Batch:

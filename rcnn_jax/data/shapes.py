@@ -16,8 +16,8 @@ class Shapes:
   numbers give the same pictures. Splits: 'train' and 'eval'.
   """
 
-  data_dir: str = '~/tensorflow_datasets'
-  split: str = 'train'
+  data_dir: str = "~/tensorflow_datasets"
+  split: str = "train"
   side: int = 128
   num_train: int = 600
   num_eval: int = 100
@@ -34,10 +34,10 @@ class Shapes:
   def _builder(self):
     from rcnn_jax.data.shapes_builder import shapes_builder
 
-    values = {name: getattr(self, name) for name in ('side', 'num_train', 'num_eval', 'seed')}
-    config = shapes_builder.ShapesConfig(name='-'.join(f'{name}_{value}' for name, value in values.items()), **values)
+    values = {name: getattr(self, name) for name in ("side", "num_train", "num_eval", "seed")}
+    config = shapes_builder.ShapesConfig(name="-".join(f"{name}_{value}" for name, value in values.items()), **values)
     data_dir = os.path.expanduser(self.data_dir)
-    return shapes_builder.DrawnShapes(config=config, data_dir=data_dir, file_format='array_record')
+    return shapes_builder.DrawnShapes(config=config, data_dir=data_dir, file_format="array_record")
 
   def _build(self, builder) -> None:
     import tensorflow_datasets as tfds

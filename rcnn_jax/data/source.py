@@ -34,9 +34,9 @@ class KeypointNames:
     """Joints whose names differ only in left_ and right_ are each other's mirror image."""
     names = tuple(names)
     pairs = tuple(
-      (names.index(name), names.index(name.replace('left', 'right', 1)))
+      (names.index(name), names.index(name.replace("left", "right", 1)))
       for name in names
-      if 'left' in name and name.replace('left', 'right', 1) in names
+      if "left" in name and name.replace("left", "right", 1) in names
     )
     return cls(names, pairs)
 
@@ -69,7 +69,7 @@ class Annotations:
     """The objects at `rows` (i64[n]), in that order."""
     segmentations = self.segmentations and tuple(self.segmentations[row] for row in rows)
     keypoints = None if self.keypoints is None else self.keypoints[rows]
-    arrays = {name: getattr(self, name)[rows] for name in ('boxes', 'classes', 'crowd', 'difficult', 'ids', 'areas')}
+    arrays = {name: getattr(self, name)[rows] for name in ("boxes", "classes", "crowd", "difficult", "ids", "areas")}
     return dataclasses.replace(self, **arrays, segmentations=segmentations, keypoints=keypoints)
 
 
@@ -93,14 +93,14 @@ class Source(Protocol):
 def box_fault(box: np.ndarray, size: tuple[int, int]) -> str | None:
   """Why a box f32[4] (xyxy, pixels) in an image of `size` (height, width) is no box, or None."""
   x1, y1, x2, y2 = (float(value) for value in box)
-  corners = f'[{x1:g}, {y1:g}, {x2:g}, {y2:g}]'
+  corners = f"[{x1:g}, {y1:g}, {x2:g}, {y2:g}]"
   if not np.all(np.isfinite(box)):
-    return f'degenerate box {corners}: not a number'
+    return f"degenerate box {corners}: not a number"
   if x2 <= x1 or y2 <= y1:
-    return f'degenerate box {corners}: width {x2 - x1:g}, height {y2 - y1:g}'
+    return f"degenerate box {corners}: width {x2 - x1:g}, height {y2 - y1:g}"
   height, width = size
   if x1 >= width or y1 >= height or x2 <= 0 or y2 <= 0:
-    return f'degenerate box {corners}: outside the image of {width} x {height}'
+    return f"degenerate box {corners}: outside the image of {width} x {height}"
   return None
 
 
@@ -110,7 +110,7 @@ def object_faults(annotations: Annotations) -> dict[int, str]:
   for row, box in enumerate(annotations.boxes):
     problem = box_fault(box, annotations.size)
     if problem is None and annotations.segmentations is not None and is_empty(annotations.segmentations[row]):
-      problem = 'the segmentation is missing or empty'
+      problem = "the segmentation is missing or empty"
     if problem is not None:
       found[row] = problem
   return found

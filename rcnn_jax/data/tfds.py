@@ -26,8 +26,8 @@ class Tfds:
   """
 
   name: str
-  split: str = 'train'
-  data_dir: str = '~/tensorflow_datasets'
+  split: str = "train"
+  data_dir: str = "~/tensorflow_datasets"
 
   def open(self, strict: bool = True) -> TfdsSource:
     """Reads every record's annotations once. Raises DataError: not prepared, no such split, TensorFlow needed."""
@@ -35,15 +35,15 @@ class Tfds:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(_prepared_folder(pathlib.Path(self.data_dir).expanduser(), self.name))
-    if self.split.split('[')[0] not in builder.info.splits:
-      have = ', '.join(builder.info.splits)
-      raise DataError(f'{builder.data_dir}: no split {self.split!r}; it has {have}')
+    if self.split.split("[")[0] not in builder.info.splits:
+      have = ", ".join(builder.info.splits)
+      raise DataError(f"{builder.data_dir}: no split {self.split!r}; it has {have}")
     features = builder.info.features
-    if 'image' not in features or 'objects' not in features:
+    if "image" not in features or "objects" not in features:
       raise DataError(f'{builder.data_dir}: not a detection data set: its features are {", ".join(features)}')
     records = _records(builder, self.split)
     annotations = tuple(_annotations(records[row], row, self.name) for row in range(len(records)))
-    names = features['objects']['label'].names
+    names = features["objects"]["label"].names
     categories = tuple(Category(number, name) for number, name in enumerate(names, 1))
     return TfdsSource(categories, records, annotations)
 
@@ -68,7 +68,7 @@ class TfdsSource:
 
   def image(self, index: int) -> np.ndarray:
     """u8[H, W, 3] RGB."""
-    return images.decode(self.records[index]['image'], self.parsed[index].file_name)
+    return images.decode(self.records[index]["image"], self.parsed[index].file_name)
 
 
 def _prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
@@ -76,9 +76,9 @@ def _prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
   import tensorflow_datasets as tfds
 
   folder = data_dir / name
-  found = [info.parent for depth in ('.', '*', '*/*') for info in folder.glob(f'{depth}/dataset_info.json')]
+  found = [info.parent for depth in (".", "*", "*/*") for info in folder.glob(f"{depth}/dataset_info.json")]
   if not found:
-    raise DataError(f'{folder}: no prepared TFDS data set (no dataset_info.json in it)')
+    raise DataError(f"{folder}: no prepared TFDS data set (no dataset_info.json in it)")
   configs = {path.parent for path in found}
   if len(configs) > 1:
     raise DataError(f'{folder}: several configurations, name one: {", ".join(sorted(p.name for p in configs))}')
@@ -88,40 +88,40 @@ def _prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
 def _records(builder, split: str) -> Sequence[dict]:
   import tensorflow_datasets as tfds
 
-  undecoded = {'image': tfds.decode.SkipDecoding()}
+  undecoded = {"image": tfds.decode.SkipDecoding()}
   file_format = builder.info.file_format.value
-  if file_format == 'array_record':
+  if file_format == "array_record":
     return builder.as_data_source(split=split, decoders=undecoded)
-  if importlib.util.find_spec('tensorflow') is None:
+  if importlib.util.find_spec("tensorflow") is None:
     raise DataError(
       f"{builder.data_dir}: stored as {file_format}, which needs TensorFlow (pip install 'rcnn-jax[tensorflow]'); "
-      'or prepare it again with file_format=array_record'
+      "or prepare it again with file_format=array_record"
     )
   return list(tfds.as_numpy(builder.as_dataset(split=split, decoders=undecoded)))
 
 
 def _annotations(record: dict, row: int, name: str) -> Annotations:
-  objects = record['objects']
-  file_name = _text(record.get('image/filename', f'{name}, image {row + 1}'))
-  height, width = size = images.encoded_size(record['image'], file_name)
-  edges = np.array(objects['bbox'], np.float64).reshape(-1, 4)  # ymin, xmin, ymax, xmax in 0..1
+  objects = record["objects"]
+  file_name = _text(record.get("image/filename", f"{name}, image {row + 1}"))
+  height, width = size = images.encoded_size(record["image"], file_name)
+  edges = np.array(objects["bbox"], np.float64).reshape(-1, 4)  # ymin, xmin, ymax, xmax in 0..1
   # Whole pixels do not survive division in float32: a thousandth of a pixel brings them back.
   boxes = np.round(edges[:, [1, 0, 3, 2]] * [width, height, width, height], 3).astype(np.float32)
   sides = boxes[:, 2:] - boxes[:, :2]
   segmentations = None
-  if 'segmentation' in objects:
-    segmentations = tuple({'size': [height, width], 'counts': _text(counts)} for counts in objects['segmentation'])
+  if "segmentation" in objects:
+    segmentations = tuple({"size": [height, width], "counts": _text(counts)} for counts in objects["segmentation"])
   none = np.zeros(len(boxes), bool)
   return Annotations(
-    image_id=int(record.get('image/id', row + 1)),
+    image_id=int(record.get("image/id", row + 1)),
     file_name=file_name,
     size=size,
     boxes=boxes,
-    classes=np.array(objects['label'], np.int32).reshape(-1) + 1,
-    crowd=np.array(objects.get('is_crowd', none), bool).reshape(-1),
-    difficult=np.array(objects.get('is_difficult', none), bool).reshape(-1),
+    classes=np.array(objects["label"], np.int32).reshape(-1) + 1,
+    crowd=np.array(objects.get("is_crowd", none), bool).reshape(-1),
+    difficult=np.array(objects.get("is_difficult", none), bool).reshape(-1),
     ids=np.arange(1, len(boxes) + 1),
-    areas=np.array(objects.get('area', sides.prod(1)), np.float32).reshape(-1),
+    areas=np.array(objects.get("area", sides.prod(1)), np.float32).reshape(-1),
     segmentations=segmentations,
   )
 

@@ -29,12 +29,12 @@ def faults(spec: Any) -> Iterator[str]:
 def _image_faults(source: Source, index: int) -> Iterator[str]:
   annotations = source.annotations(index)
   for row, problem in object_faults(annotations).items():
-    yield f'{annotations.file_name}: object {annotations.ids[row]}: {problem}'
+    yield f"{annotations.file_name}: object {annotations.ids[row]}: {problem}"
   try:
     height, width = source.image(index).shape[:2]
   except DataError as error:
     yield str(error)
     return
   if (height, width) != tuple(annotations.size):
-    said = f'{annotations.size[1]} x {annotations.size[0]}'
-    yield f'{annotations.file_name}: the file is {width} x {height}, its annotations are for {said}'
+    said = f"{annotations.size[1]} x {annotations.size[0]}"
+    yield f"{annotations.file_name}: the file is {width} x {height}, its annotations are for {said}"

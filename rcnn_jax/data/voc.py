@@ -25,7 +25,7 @@ class VocFolder:
   """
 
   root: str
-  split: str = 'trainval'
+  split: str = "trainval"
   one_based: bool = True
   class_names: tuple[str, ...] | None = None
 
@@ -33,9 +33,9 @@ class VocFolder:
     """Reads all annotations. Raises DataError for a missing folder or, when `strict`, for the first fatal fault."""
     root = pathlib.Path(self.root).expanduser()
     names = _split_names(root, self.split)
-    files = sorted((root / 'Annotations').glob('*.xml')) if self.class_names is None else []
+    files = sorted((root / "Annotations").glob("*.xml")) if self.class_names is None else []
     parsed = {path.stem: _parse(path) for path in files}
-    parsed |= {name: _parse(root / 'Annotations' / f'{name}.xml') for name in names if name not in parsed}
+    parsed |= {name: _parse(root / "Annotations" / f"{name}.xml") for name in names if name not in parsed}
     known = self.class_names
     if known is None:
       known = tuple(sorted({item.name for record in parsed.values() for item in record.objects}))
@@ -43,7 +43,7 @@ class VocFolder:
     image_files = _image_files(root)
     if strict:
       raise_first(faults + _missing_images(root, names, image_files))
-    paths = {name: image_files.get(name, root / 'JPEGImages' / f'{name}.jpg') for name in names}
+    paths = {name: image_files.get(name, root / "JPEGImages" / f"{name}.jpg") for name in names}
     usable = [(line, name) for line, name in enumerate(names, 1) if parsed[name].size]
     annotations = tuple(
       _annotations(line, paths[name].name, parsed[name], known, self.one_based) for line, name in usable
@@ -93,47 +93,47 @@ class _Record:
 
 
 def _split_names(root: pathlib.Path, split: str) -> list[str]:
-  for folder in (root, root / 'Annotations', root / 'JPEGImages'):
+  for folder in (root, root / "Annotations", root / "JPEGImages"):
     if not folder.is_dir():
-      raise DataError(f'{folder}: no such folder')
-  path = root / 'ImageSets' / 'Main' / f'{split}.txt'
+      raise DataError(f"{folder}: no such folder")
+  path = root / "ImageSets" / "Main" / f"{split}.txt"
   if not path.is_file():
-    have = sorted(file.stem for file in path.parent.glob('*.txt'))
+    have = sorted(file.stem for file in path.parent.glob("*.txt"))
     raise DataError(f'{path}: no such split; the folder has {", ".join(have) or "none"}')
   # A per-class split file has a second column (1, -1, 0): the name is the first word.
   return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
 
 def _image_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  files = sorted((root / 'JPEGImages').iterdir(), key=lambda path: path.name)
+  files = sorted((root / "JPEGImages").iterdir(), key=lambda path: path.name)
   return {path.stem: path for path in files if path.suffix in images.EXTENSIONS}
 
 
 def _missing_images(root: pathlib.Path, names: list[str], files: dict[str, pathlib.Path]) -> list[Fault]:
   missing = [name for name in names if name not in files]
-  return [Fault(str(root / 'JPEGImages' / name), 'no image of that name (.jpg, .jpeg, .png)') for name in missing]
+  return [Fault(str(root / "JPEGImages" / name), "no image of that name (.jpg, .jpeg, .png)") for name in missing]
 
 
 def _parse(path: pathlib.Path) -> _Record:
   try:
     root = ElementTree.parse(path).getroot()
   except FileNotFoundError:
-    return _Record(None, (), (Fault(str(path), 'no such annotation file'),))
+    return _Record(None, (), (Fault(str(path), "no such annotation file"),))
   except ElementTree.ParseError as error:
-    return _Record(None, (), (Fault(str(path), f'not readable as XML: {error}'),))
+    return _Record(None, (), (Fault(str(path), f"not readable as XML: {error}"),))
   try:
-    size = int(root.findtext('size/height')), int(root.findtext('size/width'))
+    size = int(root.findtext("size/height")), int(root.findtext("size/width"))
   except (TypeError, ValueError):
-    return _Record(None, (), (Fault(str(path), 'no <size> with a width and a height'),))
+    return _Record(None, (), (Fault(str(path), "no <size> with a width and a height"),))
   objects, faults = [], []
-  for number, node in enumerate(root.findall('object'), 1):
+  for number, node in enumerate(root.findall("object"), 1):
     try:
-      corners = tuple(float(node.findtext(f'bndbox/{side}')) for side in ('xmin', 'ymin', 'xmax', 'ymax'))
-      difficult = bool(int(node.findtext('difficult') or 0))
+      corners = tuple(float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
+      difficult = bool(int(node.findtext("difficult") or 0))
     except (TypeError, ValueError):
-      faults.append(Fault(str(path), '<bndbox> or <difficult> is missing or no number', f'object {number}'))
+      faults.append(Fault(str(path), "<bndbox> or <difficult> is missing or no number", f"object {number}"))
       continue
-    objects.append(_Object(number, (node.findtext('name') or '').strip(), corners, difficult))
+    objects.append(_Object(number, (node.findtext("name") or "").strip(), corners, difficult))
   return _Record(size, tuple(objects), tuple(faults))
 
 
@@ -141,12 +141,12 @@ def _faults(root, names, parsed, known) -> list[Fault]:
   faults = []
   for name, times in collections.Counter(names).items():
     if times > 1:
-      faults.append(Fault(name, f'named {times} times by the split file'))
+      faults.append(Fault(name, f"named {times} times by the split file"))
     faults.extend(parsed[name].faults)
     for item in parsed[name].objects:
       if item.name not in known:
         problem = f'class {item.name!r} is none of {", ".join(known)}'
-        faults.append(Fault(str(root / 'Annotations' / f'{name}.xml'), problem, f'object {item.number}'))
+        faults.append(Fault(str(root / "Annotations" / f"{name}.xml"), problem, f"object {item.number}"))
   return faults
 
 

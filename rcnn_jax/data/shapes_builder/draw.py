@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-CLASSES = ('circle', 'square', 'triangle')
+CLASSES = ("circle", "square", "triangle")
 MIN_VISIBLE = 0.6  # the share of an object that later ones leave visible, and that must lie within the image
 MIN_SIDE = 14  # pixels, the least side of a visible box
 
@@ -50,7 +50,7 @@ def _shape(rng: np.random.Generator, side: int, name: str) -> tuple[np.ndarray, 
   """The mask bool[side, side] of one shape, and the area in pixels that it has with nothing cut off."""
   radius = rng.uniform(0.1, 0.22) * side
   centre = rng.uniform(0.6 * radius, side - 0.6 * radius, size=2)
-  corners = {'circle': 64, 'square': 4, 'triangle': 3}[name]
+  corners = {"circle": 64, "square": 4, "triangle": 3}[name]
   angles = rng.uniform(0, 2 * np.pi) + np.arange(corners) * 2 * np.pi / corners
   points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
   canvas = np.zeros((side, side), np.uint8)

@@ -26,21 +26,21 @@ class ShapesConfig(tfds.core.BuilderConfig):
 class DrawnShapes(tfds.core.GeneratorBasedBuilder):
   """Textured, overlapping circles, squares and triangles with the exact boxes and masks of their visible parts."""
 
-  VERSION = tfds.core.Version('1.0.0')
+  VERSION = tfds.core.Version("1.0.0")
 
   def _info(self) -> tfds.core.DatasetInfo:
     objects = {
-      'bbox': tfds.features.BBoxFeature(),
-      'label': tfds.features.ClassLabel(names=list(draw.CLASSES)),
-      'area': np.float32,
-      'is_crowd': np.bool_,
-      'segmentation': tfds.features.Text(doc="COCO's compressed run lengths of the mask, at the size of the image"),
+      "bbox": tfds.features.BBoxFeature(),
+      "label": tfds.features.ClassLabel(names=list(draw.CLASSES)),
+      "area": np.float32,
+      "is_crowd": np.bool_,
+      "segmentation": tfds.features.Text(doc="COCO's compressed run lengths of the mask, at the size of the image"),
     }
     features = {
-      'image': tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
-      'image/id': np.int64,
-      'image/filename': tfds.features.Text(),
-      'objects': tfds.features.Sequence(objects),
+      "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+      "image/id": np.int64,
+      "image/filename": tfds.features.Text(),
+      "objects": tfds.features.Sequence(objects),
     }
     return tfds.core.DatasetInfo(
       builder=self, description=self.__doc__, features=tfds.features.FeaturesDict(features)
@@ -50,8 +50,8 @@ class DrawnShapes(tfds.core.GeneratorBasedBuilder):
     del dl_manager
     config = self.builder_config
     return {
-      'train': self._generate_examples('train', config.num_train),
-      'eval': self._generate_examples('eval', config.num_eval),
+      "train": self._generate_examples("train", config.num_train),
+      "eval": self._generate_examples("eval", config.num_eval),
     }
 
   def _generate_examples(self, split: str, num_images: int):
@@ -70,17 +70,17 @@ def _example(split: str, number: int, side: int, seed: int) -> dict:
   for name, mask in zip(classes, masks):
     x1, y1, x2, y2 = (value / side for value in draw.box_of(mask))
     objects.append({
-      'bbox': tfds.features.BBox(ymin=y1, xmin=x1, ymax=y2, xmax=x2),
-      'label': name,
-      'area': float(mask.sum()),
-      'is_crowd': False,
-      'segmentation': coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))['counts'].decode(),
+      "bbox": tfds.features.BBox(ymin=y1, xmin=x1, ymax=y2, xmax=x2),
+      "label": name,
+      "area": float(mask.sum()),
+      "is_crowd": False,
+      "segmentation": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode(),
     })
   # TFDS encodes an array with TensorFlow, but takes a file object as it is.
-  encoded = cv2.imencode('.png', image[..., ::-1])[1].tobytes()
+  encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
   return {
-    'image': io.BytesIO(encoded),
-    'image/id': number + 1,
-    'image/filename': f'{split}_{number + 1:06d}.png',
-    'objects': objects,
+    "image": io.BytesIO(encoded),
+    "image/id": number + 1,
+    "image/filename": f"{split}_{number + 1:06d}.png",
+    "objects": objects,
   }
