@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 import numpy as np
 
 COLOURS = ("#2563eb", "#e11d48", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#65a30d")
@@ -15,6 +16,7 @@ SMOOTHED_FROM = 40  # points, from which a curve is drawn through a running mean
 def loss_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
   """The total loss and its terms over steps, from the train rows of metrics.jsonl; long curves also smoothed."""
   figure, axes = _axes("Training loss", "step", "loss")
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   names = ["loss", *sorted({name for row in rows for name in row if name.startswith("loss/")})]
   for n, name in enumerate(names):
     steps, values = _series(rows, name)
@@ -26,6 +28,7 @@ def loss_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
 def metric_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
   """Metrics over steps, percent, from rows that each hold `step` and some of the metrics in 0..1."""
   figure, axes = _axes("Evaluation", "step", "%")
+  axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   for n, name in enumerate(names):
     steps, values = _series(rows, name)
     axes.plot(steps, 100 * values, "-o", color=COLOURS[n % len(COLOURS)], label=name, linewidth=2, markersize=5)
