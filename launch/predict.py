@@ -43,7 +43,6 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
   """Predicts, and fails if a file could not be read."""
   del argv
-  cv2.setLogLevel(0)  # this command says itself, in one line, which files are no images
   run = checkpoint.load_run(FLAGS.workdir, FLAGS.checkpoint)
   files = matching_files(FLAGS.images)
   unread = predict(run, run.experiment.set(FLAGS.set), files, pathlib.Path(FLAGS.output), FLAGS.min_score)
