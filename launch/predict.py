@@ -43,6 +43,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
   """Predicts, and fails if a file could not be read."""
   del argv
+  cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # files that are no images get one line, of ours
   run = checkpoint.load_run(FLAGS.workdir, FLAGS.checkpoint)
   files = matching_files(FLAGS.images)
   unread = predict(run, run.experiment.set(FLAGS.set), files, pathlib.Path(FLAGS.output), FLAGS.min_score)
