@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Callable
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from rcnn_jax import experiment as experiments
 from rcnn_jax.experiment import Experiment
@@ -48,6 +48,8 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> 
   """
 
   def guarded(argv: list[str]) -> None:
+    if not FLAGS["verbosity"].present:
+      logging.set_verbosity(logging.WARNING)  # the libraries' own remarks drown the progress lines
     if len(argv) > 1:
       _end(f"unexpected argument {argv[1]!r}; every option is --name=value", 2)
     try:

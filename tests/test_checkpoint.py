@@ -47,7 +47,7 @@ def train(workdir, exp=EXPERIMENT, loader=tiny.Loader, evaluate=None):
   checkpoint.write_experiment(workdir, exp, tiny.CATEGORIES)
   return loop.run(
     exp, workdir, tiny.model_of(exp), tiny.variables_of(exp), exp.data.num_images,
-    functools.partial(loader, exp.data, exp.seed), evaluate=evaluate, mesh=meshes.data_mesh(1), log_every=1,
+    functools.partial(loader, exp.data, exp.seed), evaluate=evaluate, mesh=meshes.data_mesh(1), log_every=2,
   )
 
 
@@ -125,6 +125,13 @@ def test_another_experiment_is_refused(whole):
   with pytest.raises(CheckpointError, match="categories.2.name: 'blue' there, 'violet' asked for"):
     names = (*tiny.CATEGORIES[:2], tiny.Category(11, "violet"))
     checkpoint.write_experiment(whole[0], EXPERIMENT, names)
+
+
+def test_a_directory_without_a_step_can_be_claimed_anew(tmp_path):
+  checkpoint.write_experiment(tmp_path, EXPERIMENT, tiny.CATEGORIES)
+  other = EXPERIMENT.override({"seed": 1})  # a start that failed, e.g. for a misspelt rule, is corrected
+  checkpoint.write_experiment(tmp_path, other, tiny.CATEGORIES)
+  assert checkpoint.read_experiment(tmp_path) == (other, tiny.CATEGORIES, None)
 
 
 def test_a_run_is_read_back_whole(whole):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import pathlib
 import re
+import subprocess
+import sys
 
 import flax.linen as nn
 import hypothesis.strategies as st
@@ -19,6 +22,7 @@ from rcnn_jax.training.optim import AdamW, Constant, Cosine, Momentum, Rule, Ste
 from rcnn_jax.training.stages import Sgd
 
 BASE = tiny.experiment()
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 @pytest.mark.parametrize("path, value, read", [
@@ -144,3 +148,10 @@ def test_experiment_files(tmp_path, monkeypatch):
   monkeypatch.setattr(experiments, "names", lambda: ["faster_rcnn_bccd", "mask_rcnn_nuclei"])
   with pytest.raises(ExperimentError, match="no experiment 'faster_rcn_bccd'.*nearest: faster_rcnn_bccd"):
     experiments.load("faster_rcn_bccd")
+
+
+def test_a_command_ends_on_bad_input_with_one_line():
+  command = [sys.executable, "-m", "launch.train", "--experiment=no_such_experiment", "--workdir=unused"]
+  ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+  assert ended.returncode == 1
+  assert re.fullmatch(r"error: no experiment 'no_such_experiment' in experiments/; nearest: .*\n", ended.stderr)

@@ -111,6 +111,9 @@ class Loader:
   def set_state(self, state: dict) -> None:
     self.given = state["given"]
 
+  def close(self) -> None:
+    pass
+
 
 CATEGORIES = (Category(7, "red"), Category(9, "green"), Category(11, "blue"))
 

@@ -1,7 +1,8 @@
 """A run's directory: experiment.json and checkpoints/, written, resumed from, and read by evaluation and prediction.
 
 A checkpoint is one Orbax step directory with the items `variables` (params, batch_stats, ema_params), `optimizer`
-(opt_state, gradient_sum) and `loader` (the state of the data iterator in each process).
+(step, opt_state, gradient_sum) and `host` (the state of the data iterator in each process, and the metrics of the
+steps since the last row of metrics.jsonl).
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Run:
 def write_experiment(workdir: str, experiment: Experiment, categories: tuple, keypoints: Any | None = None) -> None:
   """Claims a run directory for an experiment and the names of its classes, or finds them there already.
 
+  A directory in which nothing has been logged or saved yet holds nothing to protect: it is claimed anew.
+
   Args:
     workdir: the run's directory, made if need be.
     experiment: what is to be trained there.
@@ -58,7 +61,7 @@ def write_experiment(workdir: str, experiment: Experiment, categories: tuple, ke
   parts = {"experiment": experiment, "categories": tuple(categories), "keypoints": keypoints}
   form = {name: to_json(part, name) for name, part in parts.items()}
   path = pathlib.Path(workdir, "experiment.json")
-  if path.exists():
+  if path.exists() and (has_checkpoint(workdir) or log.rows(workdir)):
     _refuse_another(path, json.loads(path.read_text()), form)
   elif jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -119,30 +122,37 @@ class CheckpointStore:
     """The step of the last whole checkpoint."""
     return self._manager.latest_step()
 
-  def save(self, step: int, state: TrainState, loader_state: Any) -> None:
-    """Starts writing a checkpoint; the training goes on while it is written."""
+  def save(self, step: int, state: TrainState, loader_state: Any, unlogged: list[dict[str, float]]) -> None:
+    """Starts writing a checkpoint; the training goes on while it is written.
+
+    Args:
+      step: the number of steps that are done.
+      state: after that step.
+      loader_state: of this process' data iterator: plain JSON or bytes.
+      unlogged: the metrics of the steps since the last row of metrics.jsonl.
+    """
     variables, optimizer = _items(state)
     arguments = ocp.args.Composite(
       variables=ocp.args.StandardSave(variables),
       optimizer=ocp.args.StandardSave(optimizer),
-      loader=ocp.args.JsonSave({"processes": _gathered(_encode(loader_state))}),
+      host=ocp.args.JsonSave({"loaders": _gathered(_encode(loader_state)), "unlogged": unlogged}),
     )
     self._manager.save(step, args=arguments, force=True)
 
-  def restore(self, step: int, template: TrainState) -> tuple[TrainState, Any]:
-    """The state (shaped and laid out like `template`) and this process' loader state of a checkpoint."""
+  def restore(self, step: int, template: TrainState) -> tuple[TrainState, Any, list[dict[str, float]]]:
+    """What `save` was given: the state (laid out like `template`), this process' loader state, unlogged metrics."""
     variables, optimizer = (jax.tree.map(_abstract, item) for item in _items(template))
     arguments = ocp.args.Composite(
       variables=ocp.args.StandardRestore(variables),
       optimizer=ocp.args.StandardRestore(optimizer),
-      loader=ocp.args.JsonRestore(),
+      host=ocp.args.JsonRestore(),
     )
     restored = self._manager.restore(step, args=arguments)
-    processes = restored.loader["processes"]
-    if len(processes) != jax.process_count():
-      raise CheckpointError(f"the run was trained by {len(processes)} processes, now there are {jax.process_count()}")
+    loaders = restored.host["loaders"]
+    if len(loaders) != jax.process_count():
+      raise CheckpointError(f"the run was trained by {len(loaders)} processes, now there are {jax.process_count()}")
     state = template.replace(**restored.variables, **restored.optimizer)
-    return state, _decode(processes[jax.process_index()])
+    return state, _decode(loaders[jax.process_index()]), restored.host["unlogged"]
 
   def reached_preemption(self, step: int) -> bool:
     """Whether the cluster has told some process to stop (all processes agree on the step)."""

@@ -74,9 +74,10 @@ class RunLog:
 class Interval:
   """The steps since the last row: their metrics still on the device, and where their time went."""
 
-  def __init__(self):
+  def __init__(self, values: list[dict[str, float]] | None = None):
+    """`values`: the metrics of steps that belong to the row and were done before the run was resumed."""
     self._pending = []  # (step, image ids of this process, metrics on the device)
-    self._values = []  # metrics on the host, of steps known to be finite
+    self._values = list(values or [])  # metrics on the host, of steps known to be finite
     self._started = time.perf_counter()
     self._images = 0
     self._waited = 0.0
@@ -98,27 +99,28 @@ class Interval:
     """Takes time of compilation, evaluation or saving out of the rates."""
     self._excluded += seconds
 
-  def check_finite(self) -> None:
-    """Fetches the metrics of all steps so far.
+  def values(self) -> list[dict[str, float]]:
+    """Fetches and returns the metrics of each step so far.
 
     Raises:
       TrainingError: naming the first step whose loss is not finite, and its images.
     """
     for step, image_ids, metrics in self._pending:
-      values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-      if not math.isfinite(values["loss"]):
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in values.items())
+      fetched = {name: float(value) for name, value in jax.device_get(metrics).items()}
+      if not math.isfinite(fetched["loss"]):
+        terms = ", ".join(f"{name} {value:.4g}" for name, value in fetched.items())
         raise TrainingError(f"the loss is not finite at step {step}: {terms}; image ids {image_ids.tolist()}")
-      self._values.append(values)
+      self._values.append(fetched)
     self._pending = []
+    return self._values
 
   def summary(self) -> dict[str, float]:
     """Means over the interval, with images_per_s and data_wait (a share of the time)."""
-    self.check_finite()
+    values = self.values()
     elapsed = max(time.perf_counter() - self._started - self._excluded, 1e-9)
-    means = {name: float(np.mean([values[name] for values in self._values])) for name in self._values[0]}
+    means = {name: float(np.mean([each[name] for each in values])) for name in values[0]}
     rates = {"images_per_s": self._images / elapsed, "data_wait": min(self._waited / elapsed, 1.0)}
-    return means | {"lr": self._values[-1]["lr"]} | rates
+    return means | {"lr": values[-1]["lr"]} | rates
 
 
 def progress_line(step: int, num_steps: int, values: dict[str, float], batch_size: int) -> str:

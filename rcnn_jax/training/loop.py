@@ -74,7 +74,7 @@ def run(
     model: the experiment's model, complete with what it learnt from its data.
     variables: where a new training starts; a resumed one takes only their shapes.
     num_images: the size of the training set, which stages given in epochs are measured by.
-    loader: number of steps -> iterator of this process' numpy batches, with get_state() and set_state().
+    loader: number of steps -> iterator of this process' numpy batches, with get_state(), set_state(), close().
     evaluate: called with the variables and the step every `evaluation.every_steps` and after the last step.
     mesh: the devices; all of them by default.
     log_every: steps between two rows of metrics.jsonl.
@@ -100,6 +100,7 @@ def run(
     stack.callback(runlog.close)
     sigterm = stack.enter_context(_SigtermFlag())
     batches = loader(spans[-1].last)
+    stack.callback(batches.close)
     trainer = _Trainer(experiment, model, spans, batches, mesh, store, runlog, evaluate, sigterm, log_every)
     return trainer.run(variables, start, rows(workdir))
 
@@ -144,8 +145,9 @@ class _Trainer:
     """Trains from step `start`; `past_rows` say whether an evaluation due at `start` was finished."""
     current = next(span for span in self.spans if start <= span.last)
     state = create_state(variables, current.stage, self.mesh, start)
+    unlogged = []
     if start:
-      state, loader_state = self.store.restore(start, state)
+      state, loader_state, unlogged = self.store.restore(start, state)
       self.batches.set_state(loader_state)
       self.log.say(f"resuming at step {start} of {self.total}")
       if not any(row["step"] == start and row["kind"] == "eval" for row in past_rows):
@@ -154,19 +156,18 @@ class _Trainer:
       if start < span.last:
         if start == span.first and start > 0:
           state = create_state(state.variables(), span.stage, self.mesh, start)
-        state = self._train(state, span, start)
-        start = span.last
+        state = self._train(state, span, start, Interval(unlogged))
+        start, unlogged = span.last, []
     return state
 
-  def _train(self, state: TrainState, span: Span, start: int) -> TrainState:
-    """The steps start + 1 .. span.last."""
+  def _train(self, state: TrainState, span: Span, start: int, interval: Interval) -> TrainState:
+    """The steps start + 1 .. span.last; `interval` is what the next row of the log sums up."""
     train_step = make_train_step(
       self.model, span.stage, self.mesh, seed=self.experiment.seed, num_steps=span.last - span.first,
       first_step=span.first,
     )
     batch_size = self.experiment.data.batch_size[0]
     self._announce(state, span)
-    interval = Interval()
     for step in range(start + 1, span.last + 1):
       batch = self._next_batch(interval, step)
       state, metrics = self._dispatch(train_step, state, batch, interval)
@@ -179,8 +180,7 @@ class _Trainer:
         interval = Interval()
       if stopping or self._save_due(step):
         began = time.perf_counter()
-        interval.check_finite()
-        self.store.save(step, state, self.batches.get_state())
+        self.store.save(step, state, self.batches.get_state(), interval.values())
         if stopping and step < self.total:
           raise Stopped(f"stopped by SIGTERM at step {step} of {self.total}; saved: start again to go on from there")
         self._evaluate_if_due(step, state)
