@@ -24,8 +24,8 @@ MASK_OPACITY = 0.42
 MANY = 20  # objects of one sole class, from which its name is not repeated in each label
 # Joined joints (first is 0) of COCO's 17 keypoints.
 SKELETON = (
-    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10), (1, 2),
-    (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6))
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6))
 LINE_SHADE = 0.55  # the dark rim under a line, so that it is seen on a light background as well
 
 
