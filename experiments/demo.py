@@ -1,0 +1,38 @@
+"""The demo: a small Faster R-CNN on drawn shapes, from scratch, in minutes on a CPU.
+
+    make demo
+"""
+
+from rcnn_jax.data.pipeline import Data
+from rcnn_jax.data.shapes import Shapes
+from rcnn_jax.data.transforms import HorizontalFlip, Resize
+from rcnn_jax.experiment import Checkpoints, Evaluation, Experiment
+from rcnn_jax.models.backbones.resnet import ResNet
+from rcnn_jax.models.detector import Detector, RoiAlign, RoiSampler
+from rcnn_jax.models.heads import BoxHead, FcTrunk
+from rcnn_jax.models.proposers import Rpn
+from rcnn_jax.training.optim import Cosine
+from rcnn_jax.training.stages import Sgd
+
+experiment = Experiment(
+  name="demo",
+  data=Data(
+    train=Shapes("runs/data", "train"),
+    eval=Shapes("runs/data", "eval"),
+    resize=Resize(short_side=(128,), long_side=128),
+    canvases=((128, 128),),
+    augmentations=(HorizontalFlip(0.5),),
+    batch_size=(8, 10),
+  ),
+  model=Detector(
+    backbone=ResNet(18, levels=(3,), norm="batch"),
+    proposer=Rpn(anchor_sizes=((16.0, 32.0, 64.0),), num_pre_nms=(300, 300), num_post_nms=(150, 100), num_samples=128),
+    pool=RoiAlign(output_size=7),
+    sampler=RoiSampler(num_samples=32),
+    trunk=FcTrunk((256,)),
+    box=BoxHead(num_candidates=300),
+  ),
+  stages=(Sgd(steps=400, schedule=Cosine(0.02, warmup_steps=50), weight_decay=1e-4, clip_norm=10.0),),
+  evaluation=Evaluation(every_steps=200),
+  checkpoints=Checkpoints(every_steps=200),
+)

@@ -1,0 +1,263 @@
+"""Times an experiment's train step and detection on synthetic batches, beside torchvision's in the same run.
+
+    python -m launch.benchmark --experiment=NAME_OR_FILE [--peer=torchvision --peer_python=VENV/bin/python]
+
+Repeats alternate between this project and the peer, so that a machine whose speed drifts changes both alike; the
+medians and their ratio are what to quote. Needs nothing beyond jax, flax, optax, numpy and absl.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from absl import flags
+
+from launch import flags as launch_flags
+from rcnn_jax.experiment import Experiment
+from rcnn_jax.models.detector import blank_batch, init_variables
+from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training import step as steps
+from rcnn_jax.types import Batch
+
+FLAGS = flags.FLAGS
+
+
+class BenchmarkError(RuntimeError):
+  """A peer that cannot be run."""
+
+
+def define_flags() -> None:
+  """Defines the options of this command."""
+  launch_flags.define_experiment()
+  flags.DEFINE_integer("batch_size", None, "Images in a batch; by default the experiment's (train, eval) pair.")
+  flags.DEFINE_integer("num_classes", 80, "Object classes, where the experiment leaves them to its data.")
+  flags.DEFINE_integer("num_objects", 16, "Objects in each synthetic image.")
+  flags.DEFINE_integer("repeats", 5, "Timed repeats of each measurement, after one that is not counted.", lower_bound=1)
+  flags.DEFINE_integer("iterations", 3, "Steps in a repeat.", lower_bound=1)
+  flags.DEFINE_enum("peer", None, ["torchvision"], "Measure this too, in turns with ours.")
+  flags.DEFINE_string("peer_python", None, "The Python that has the peer installed.")
+  flags.DEFINE_string("output", None, "Write the numbers to this JSON file.")
+
+
+def main(argv: list[str]) -> None:
+  """Measures, prints a table, writes --output."""
+  del argv
+  experiment = launch_flags.chosen_experiment()
+  sizes = (FLAGS.batch_size, FLAGS.batch_size) if FLAGS.batch_size else tuple(experiment.data.batch_size)
+  peer = Peer(experiment, sizes) if FLAGS.peer else None
+  report = {"command": " ".join(["python -m launch.benchmark", *sys.argv[1:]]), "environment": environment()}
+  for name, prepare, size in (("train", prepare_train, sizes[0]), ("detect", prepare_detect, sizes[1])):
+    repeat, compiled = prepare(experiment, synthetic_batch(experiment, size))
+    contestants = {"ours": repeat} | ({"peer": lambda name=name: peer.measure(name)} if peer else {})
+    report[name] = compiled | summary(alternate(contestants, FLAGS.repeats), FLAGS.iterations, size)
+  if peer:
+    report["environment"]["peer"] = peer.close()
+  report["peak_memory_MiB"] = peak_memory()
+  print(table(experiment.name, report))
+  if FLAGS.output:
+    with open(FLAGS.output, "w") as file:
+      json.dump(report, file, indent=1)
+
+
+def prepare_train(experiment: Experiment, batch: Batch) -> tuple[Callable[[], float], dict]:
+  """(a function that times one repeat of train steps, what compiling them told)."""
+  model, variables = prepared_model(experiment)
+  mesh = meshes.data_mesh()
+  stage = experiment.stages[0]
+  step = steps.make_train_step(model, stage, mesh, seed=0, num_steps=10_000)
+  held = {"state": steps.create_state(variables, stage, mesh)}
+  batch = meshes.shard_batch(batch, mesh)
+  compiled, told = compile_timed(step, held["state"], batch)
+
+  def repeat() -> float:
+    began = time.perf_counter()
+    for _ in range(FLAGS.iterations):
+      held["state"], metrics = compiled(held["state"], batch)
+    jax.block_until_ready((held["state"], metrics))
+    return time.perf_counter() - began
+
+  return repeat, told
+
+
+def prepare_detect(experiment: Experiment, batch: Batch) -> tuple[Callable[[], float], dict]:
+  """(a function that times one repeat of detections, what compiling them told)."""
+  model, variables = prepared_model(experiment)
+  batch, variables = jax.device_put((batch, variables))
+  detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
+  compiled, told = compile_timed(detect, variables, batch)
+
+  def repeat() -> float:
+    began = time.perf_counter()
+    for _ in range(FLAGS.iterations):
+      found = compiled(variables, batch)
+    jax.block_until_ready(found)
+    return time.perf_counter() - began
+
+  return repeat, told
+
+
+def prepared_model(experiment: Experiment):
+  """The experiment's model with a number of classes, and fresh variables of it."""
+  model = experiment.model
+  if model.num_classes is None:
+    model = model.clone(num_classes=FLAGS.num_classes)
+  return model, init_variables(model, jax.random.key(0), experiment.data.canvases[0])
+
+
+def compile_timed(function, *inputs) -> tuple[Callable, dict]:
+  """Compiles a jitted function for its inputs; also says how long that took and what the program needs."""
+  began = time.perf_counter()
+  compiled = function.lower(*inputs).compile()
+  told = {"compile_s": time.perf_counter() - began}
+  memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
+  if memory is not None:
+    told["program_memory_MiB"] = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
+  if "flops" in cost:
+    told["GFLOP"] = cost["flops"] / 1e9
+  return compiled, told
+
+
+def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
+  """Images of noise that fill the experiment's first canvas, with random boxes of 1/12 to 1/3 of its shorter side."""
+  rng = np.random.default_rng(0)
+  canvas, count = experiment.data.canvases[0], FLAGS.num_objects
+  blank = jax.tree.map(np.asarray, blank_batch(batch_size, canvas, count))
+  side = min(canvas)
+  sides = rng.uniform(side / 12, side / 3, (batch_size, count, 2))
+  corner = rng.uniform(0, 1, (batch_size, count, 2)) * (np.array(canvas[::-1]) - sides)
+  classes = rng.integers(1, (experiment.model.num_classes or FLAGS.num_classes) + 1, (batch_size, count))
+  truth = blank.truth.replace(
+    boxes=np.concatenate([corner, corner + sides], -1).astype(np.float32), classes=classes.astype(np.int32),
+    valid=np.ones((batch_size, count), bool),
+  )
+  return blank.replace(image=rng.integers(0, 256, blank.image.shape, dtype=np.uint8), truth=truth)
+
+
+def alternate(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+  """Seconds of each contestant's repeats, taken in turns after one uncounted round."""
+  seconds = {name: [] for name in contestants}
+  for round_ in range(repeats + 1):
+    for name, repeat in contestants.items():
+      taken = repeat()
+      if round_:
+        seconds[name].append(taken)
+  return seconds
+
+
+def summary(seconds: dict[str, list[float]], iterations: int, batch_size: int) -> dict:
+  """Medians, and the ratio ours / peer of each round (below 1: ours is faster)."""
+  found = {}
+  for name, taken in seconds.items():
+    each = [value / iterations for value in taken]
+    median = statistics.median(each)
+    found[name] = {
+      "s": median, "s_min": min(each), "s_max": max(each), "images_per_s": batch_size / median, "repeats": len(each),
+    }
+  if "peer" in seconds:
+    ratios = [a / b for a, b in zip(seconds["ours"], seconds["peer"])]
+    found["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
+  return found
+
+
+class Peer:
+  """A process of another Python that answers 'train' or 'detect' with the seconds of one repeat."""
+
+  def __init__(self, experiment: Experiment, sizes: tuple[int, int]):
+    if not FLAGS.peer_python:
+      raise BenchmarkError("--peer needs --peer_python, the Python in which torch and torchvision are installed")
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torchvision_peer.py")
+    try:
+      self.process = subprocess.Popen([FLAGS.peer_python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    except OSError as error:
+      raise BenchmarkError(f"--peer_python={FLAGS.peer_python}: {error.strerror}") from error
+    self.versions = self._ask(peer_request(experiment, sizes))
+
+  def measure(self, what: str) -> float:
+    return self._ask({"measure": what})["seconds"]
+
+  def close(self) -> dict:
+    self.process.stdin.close()
+    self.process.wait()
+    return self.versions
+
+  def _ask(self, request: dict) -> dict:
+    try:
+      self.process.stdin.write(json.dumps(request) + "\n")
+      self.process.stdin.flush()
+      answer = self.process.stdout.readline()
+    except BrokenPipeError:
+      answer = ""
+    if not answer:
+      raise BenchmarkError("the peer ended without an answer; what it said stands above")
+    answer = json.loads(answer)
+    if "error" in answer:
+      raise BenchmarkError(f"the peer cannot be measured: {answer['error']}")
+    return answer
+
+
+def peer_request(experiment: Experiment, sizes: tuple[int, int]) -> dict:
+  """What the peer needs to build the same detector."""
+  from rcnn_jax.experiment import to_json
+
+  return {
+    "model": to_json(experiment.model), "num_classes": experiment.model.num_classes or FLAGS.num_classes,
+    "canvas": experiment.data.canvases[0], "batch_size": sizes, "num_objects": FLAGS.num_objects,
+    "iterations": FLAGS.iterations,
+  }
+
+
+def environment() -> dict:
+  """Device and versions, for the record."""
+  import flax
+  import optax
+
+  device = jax.devices()[0]
+  return {
+    "date": datetime.date.today().isoformat(), "device": f"{len(jax.devices())} x {device.device_kind}",
+    "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "jax": jax.__version__,
+    "flax": flax.__version__, "optax": optax.__version__,
+  }
+
+
+def peak_memory() -> float:
+  """MiB at the highest: the accelerator's own count where it has one, else this process's resident set."""
+  stats = jax.devices()[0].memory_stats() or {}
+  peak = stats.get("peak_bytes_in_use")
+  return (peak if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20
+
+
+def table(name: str, report: dict) -> str:
+  """The report for people."""
+  lines = [f"{name} on {report['environment']['device']}, jax {report['environment']['jax']}"]
+  for what in ("train", "detect"):
+    found = report[what]
+    notes = [f"compile {found['compile_s']:.1f} s"]
+    if "GFLOP" in found:
+      notes.append(f"{found['GFLOP']:.1f} GFLOP")
+    if "program_memory_MiB" in found:
+      notes.append(f"{found['program_memory_MiB']:.0f} MiB")
+    for who in ("ours", "peer"):
+      if who in found:
+        row = found[who]
+        text = f"  {what:<7}{who:<5}{row['s']:9.4f} s {row['images_per_s']:9.2f} images/s"
+        lines.append(f"{text}   {row['s_min']:.4f} to {row['s_max']:.4f} s   {', '.join(notes) if who == 'ours' else ''}".rstrip())
+    if "ratio" in found:
+      ratio = found["ratio"]
+      lines.append(f"  {what:<7}ours / peer {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+  lines.append(f"  peak memory {report['peak_memory_MiB']:.0f} MiB")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  launch_flags.run(main, define_flags)
