@@ -54,7 +54,7 @@ def nms_mask(
 
 def _ordered_survivors(boxes, scores, valid, iou_threshold, groups) -> tuple[jax.Array, jax.Array]:
   """(order i32[N], keep bool[N]): the rows by falling score, and in that order, which of them survive."""
-  order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)
+  order = jnp.argsort(-scores, stable=True).astype(jnp.int32)
   boxes, valid = boxes[order], valid[order]
   rank = jnp.arange(boxes.shape[0])
   may_suppress = rank[None, :] < rank[:, None]  # [suppressed, suppressor]
