@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import pathlib
 
 from rcnn_jax.data.tfds import Tfds, TfdsSource
 
@@ -25,27 +26,31 @@ class Shapes:
 
   def open(self, strict: bool = True) -> TfdsSource:
     """Builds the data set if it is not there, and opens it. Raises DataError for an unknown split."""
-    builder = self._builder()
-    if not builder.is_prepared():
-      self._build(builder)
-    relative = os.path.relpath(builder.data_dir, os.path.expanduser(self.data_dir))
-    return Tfds(name=relative, split=self.split, data_dir=self.data_dir).open(strict)
+    name = f"drawn_shapes/{self._config_name}"
+    if not list(pathlib.Path(self.data_dir).expanduser().glob(f"{name}/*/dataset_info.json")):
+      self._build()
+    return Tfds(name, self.split, self.data_dir).open(strict)
 
-  def _builder(self):
-    from rcnn_jax.data.shapes_builder import shapes_builder
+  @property
+  def _config(self) -> dict[str, int]:
+    return {name: getattr(self, name) for name in ("side", "num_train", "num_eval", "seed")}
 
-    values = {name: getattr(self, name) for name in ("side", "num_train", "num_eval", "seed")}
-    config = shapes_builder.ShapesConfig(name="-".join(f"{name}_{value}" for name, value in values.items()), **values)
-    data_dir = os.path.expanduser(self.data_dir)
-    return shapes_builder.DrawnShapes(config=config, data_dir=data_dir, file_format="array_record")
+  @property
+  def _config_name(self) -> str:
+    return "-".join(f"{name}_{value}" for name, value in self._config.items())
 
-  def _build(self, builder) -> None:
+  def _build(self) -> None:
     import tensorflow_datasets as tfds
 
+    from rcnn_jax.data.shapes_builder import shapes_builder
+
     tfds.disable_progress_bar()
+    config = shapes_builder.ShapesConfig(name=self._config_name, **self._config)
+    data_dir = os.path.expanduser(self.data_dir)
+    builder = shapes_builder.DrawnShapes(config=config, data_dir=data_dir, file_format="array_record")
     try:
       # TFDS writes beside the final folder and renames it into place at the end.
       builder.download_and_prepare()
     except OSError:
-      if not self._builder().is_prepared():  # else another process was faster
+      if not pathlib.Path(builder.data_dir).is_dir():  # else another process was faster
         raise

@@ -115,8 +115,7 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "linea
 def mask_crops(segmentations, boxes: np.ndarray) -> np.ndarray:
   """Each object's mask in the frame of its box: u8[N, 112, 112] in {0, 1}.
 
-  Crop pixel (i, j) is the mask, interpolated bilinearly, at the point ((j + 1/2) / 112, (i + 1/2) / 112) of the
-  box, and 1 where that is at least 1/2.
+  Crop pixel (i, j) is the mask at the point ((j + 1/2) / 112, (i + 1/2) / 112) of the box.
 
   Args:
     segmentations: N run-length encodings, at the size of the image.
@@ -126,28 +125,16 @@ def mask_crops(segmentations, boxes: np.ndarray) -> np.ndarray:
 
   crops = np.zeros((len(boxes), MASK_SIDE, MASK_SIDE), np.uint8)
   for row, (segmentation, box) in enumerate(zip(segmentations, boxes)):
-    crops[row] = _crop(mask.decode(segmentation), box)
+    decoded = mask.decode(segmentation)
+    rows, columns = _pixels(box[1], box[3], decoded.shape[0]), _pixels(box[0], box[2], decoded.shape[1])
+    crops[row] = decoded[np.ix_(rows, columns)]
   return crops
 
 
-def _crop(mask: np.ndarray, box: np.ndarray) -> np.ndarray:
-  """u8[H, W] to u8[112, 112]."""
-  top, bottom, down = _neighbours(box[1], box[3], mask.shape[0])
-  left, right, across = _neighbours(box[0], box[2], mask.shape[1])
-  offset = left[0]
-  mask = mask[:, offset : right[-1] + 1]
-  rows = mask[top] * (1 - down)[:, None] + mask[bottom] * down[:, None]
-  crop = rows[:, left - offset] * (1 - across) + rows[:, right - offset] * across
-  return (crop >= 0.5).astype(np.uint8)
-
-
-def _neighbours(start: float, stop: float, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """The pixels before and after each of the 112 sampling points of [start, stop], and the weight of the second."""
-  # Pixel i of the mask has its centre at i + 1/2.
-  points = (start + (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE * (stop - start) - 0.5).astype(np.float32)
-  before = np.floor(points)
-  first, second = (np.clip(index, 0, length - 1).astype(np.int64) for index in (before, before + 1))
-  return first, second, points - before
+def _pixels(start: float, stop: float, length: int) -> np.ndarray:
+  """The pixels i64[112] in which the sampling points of [start, stop] lie; pixel i is [i, i + 1)."""
+  points = start + (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE * (stop - start)
+  return np.clip(np.floor(points).astype(np.int64), 0, length - 1)
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

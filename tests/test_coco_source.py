@@ -1,0 +1,148 @@
+"""COCO folders: boxes, the three spellings of a mask, category ids, keypoints and faults."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from rcnn_jax.data import coco
+from rcnn_jax.data.coco import CocoFolder
+from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.source import KeypointNames, clean, object_faults
+
+DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
+needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the data sets (shared/data) are not here")
+SQUARE = np.zeros((40, 60), np.uint8)
+SQUARE[5:15, 10:30] = 1
+
+
+def contents() -> dict:
+  """Two images of 60 x 40, the second without objects; classes 7 and 90."""
+  box = {"image_id": 10, "category_id": 90, "bbox": [10, 5, 20, 10], "iscrowd": 0}
+  counts = [10 * 40 + 5] + [10, 30] * 19 + [10, 25 + 30 * 40]
+  compressed = coco_mask.encode(np.asfortranarray(SQUARE))
+  return {
+    "images": [
+      {"id": 10, "file_name": "a.png", "height": 40, "width": 60},
+      {"id": 3, "file_name": "b.png", "height": 40, "width": 60},
+    ],
+    "categories": [{"id": 90, "name": "kite"}, {"id": 7, "name": "ant"}],
+    "annotations": [
+      {**box, "id": 1, "area": 111.5, "segmentation": [[10, 5, 30, 5, 30, 15, 10, 15]]},
+      {**box, "id": 2, "segmentation": {"size": [40, 60], "counts": compressed["counts"].decode()}},
+      {**box, "id": 3, "segmentation": {"size": [40, 60], "counts": counts}, "iscrowd": 1, "category_id": 7},
+    ],
+  }
+
+
+def write(folder: pathlib.Path, data: dict) -> CocoFolder:
+  (folder / "images").mkdir(exist_ok=True)
+  for name in ("a.png", "b.png"):
+    cv2.imwrite(str(folder / "images" / name), np.zeros((40, 60, 3), np.uint8))
+  (folder / "instances.json").write_text(json.dumps(data))
+  return CocoFolder(str(folder / "images"), str(folder / "instances.json"))
+
+
+def test_boxes_classes_areas_and_crowds(tmp_path):
+  source = write(tmp_path, contents()).open()
+  assert [(category.id, category.name) for category in source.categories] == [(7, "ant"), (90, "kite")]
+  annotations = source.annotations(0)
+  assert annotations.image_id == 10 and annotations.size == (40, 60)
+  assert annotations.boxes.tolist() == [[10, 5, 30, 15]] * 3
+  assert annotations.classes.tolist() == [2, 2, 1]
+  assert annotations.crowd.tolist() == [False, False, True]
+  assert annotations.areas.tolist() == [111.5, 200, 200]  # the file's own where it has one
+  assert annotations.ids.tolist() == [1, 2, 3]
+  assert source.annotations(1).boxes.shape == (0, 4)
+  assert source.keypoints is None
+
+
+def test_polygons_and_both_run_lengths_are_the_same_mask(tmp_path):
+  annotations = write(tmp_path, contents()).open().annotations(0)
+  for segmentation in annotations.segmentations:
+    np.testing.assert_array_equal(coco_mask.decode(segmentation), SQUARE)
+    assert json.loads(json.dumps(segmentation)) == segmentation
+
+
+def test_a_polygon_of_two_points_is_left_out_and_nothing_left_is_an_empty_mask(tmp_path):
+  data = contents()
+  data["annotations"][0]["segmentation"].append([1, 1, 2, 2])
+  data["annotations"][1]["segmentation"] = [[1, 1, 2, 2]]
+  source = write(tmp_path, data).open()
+  np.testing.assert_array_equal(coco_mask.decode(source.annotations(0).segmentations[0]), SQUARE)
+  assert object_faults(source.annotations(0)) == {1: "the segmentation is missing or empty"}
+  assert clean(source.annotations(0)).ids.tolist() == [1, 3]
+  assert [fault.item for fault in source.faults] == ["annotation 1", "annotation 2"]
+
+
+def test_keypoints_and_their_mirror_pairs(tmp_path):
+  data = contents()
+  data["categories"][0]["keypoints"] = ["nose", "left_eye", "right_eye"]
+  data["annotations"][0]["keypoints"] = [1, 2, 2, 3, 4, 1, 0, 0, 0]
+  source = write(tmp_path, data).open()
+  assert source.keypoints == KeypointNames(("nose", "left_eye", "right_eye"), ((1, 2),))
+  assert source.keypoints.flip_order.tolist() == [0, 2, 1]
+  keypoints = source.annotations(0).keypoints
+  assert keypoints[0].tolist() == [[1, 2, 2], [3, 4, 1], [0, 0, 0]]
+  assert not keypoints[1:].any()  # objects without joints
+
+
+def change(**values):
+  return lambda data: data["annotations"][1].update(values)
+
+
+@pytest.mark.parametrize(
+  "spoil, message",
+  [
+    (change(category_id=4), "a.png: annotation 2: category id 4 is not in the table of categories"),
+    (change(image_id=99), "annotation 2: belongs to image 99, which is not in the table of images"),
+    (change(bbox=[1, 2, 3]), r"a.png: annotation 2: bbox \[1, 2, 3\] is not four numbers"),
+    (change(segmentation={"size": [9, 9], "counts": [81]}), r"a.png: annotation 2: the mask is \[9, 9\]"),
+    (change(id=1), "annotation 1: 2 annotations have this id"),
+    (lambda data: data["images"][1].update(id=10), "image 10: 2 images have this id"),
+    (lambda data: data["images"][1].update(id="x"), "b.png: image id 'x' is no whole number"),
+    (lambda data: data["images"][1].update(file_name="c.png"), "images/c.png: no such image file"),
+    (lambda data: data["images"][1].pop("width"), "images: entry 2 has no width"),
+    (lambda data: data.pop("categories"), "has no categories: not a COCO annotation file"),
+  ],
+)
+def test_faults_are_told_by_one_line_naming_file_and_object(tmp_path, spoil, message):
+  data = contents()
+  spoil(data)
+  with pytest.raises(DataError, match=message) as error:
+    write(tmp_path, data).open()
+  assert "\n" not in str(error.value)
+
+
+def test_missing_folder_and_file(tmp_path):
+  spec = write(tmp_path, contents())
+  with pytest.raises(DataError, match="nowhere: no such folder"):
+    CocoFolder(str(tmp_path / "nowhere"), spec.annotations).open()
+  with pytest.raises(DataError, match="none.json: no such file"):
+    CocoFolder(spec.images, str(tmp_path / "none.json")).open()
+
+
+def test_missing_segmentation_is_an_empty_mask():
+  assert coco_mask.area(coco.encode(None, (4, 5))) == 0
+
+
+@needs_data
+def test_nuclei():
+  source = CocoFolder(str(DATA / "nuclei/val"), str(DATA / "nuclei/annotations/instances_val.json")).open()
+  assert len(source) == 84 and not source.faults
+  assert sum(len(source.annotations(index).boxes) for index in range(len(source))) == 2408
+
+
+@needs_data
+def test_coco_people():
+  path = DATA / "coco_mini/annotations/person_keypoints_val2017.json"
+  source = CocoFolder(str(DATA / "coco_mini/val2017"), str(path)).open()
+  assert len(source) == 79 and len(source.keypoints.flip_pairs) == 8
+  annotations = [source.annotations(index) for index in range(79)]
+  assert sum(item.crowd.sum() for item in annotations) == 1
+  assert not any(object_faults(item) for item in annotations)

@@ -1,0 +1,126 @@
+"""Pascal VOC folders: coordinates, classes, flags and faults."""
+
+from __future__ import annotations
+
+import pathlib
+
+import cv2
+import numpy as np
+import pytest
+
+from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.source import clean, object_faults
+from rcnn_jax.data.voc import VocFolder
+
+BCCD = pathlib.Path(__file__).parents[2] / "shared" / "data" / "bccd"
+needs_bccd = pytest.mark.skipif(not BCCD.is_dir(), reason="the blood-smear images (shared/data/bccd) are not here")
+
+
+def write_object(name: str, corners, difficult: int = 0) -> str:
+  box = "".join(f"<{side}>{value}</{side}>" for side, value in zip(("xmin", "ymin", "xmax", "ymax"), corners))
+  return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
+
+
+def write_image(root: pathlib.Path, name: str, objects: str, extension: str = "jpg") -> None:
+  size = "<size><width>60</width><height>40</height><depth>3</depth></size>"
+  (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
+  red = np.zeros((40, 60, 3), np.uint8)
+  red[..., 2] = 255  # OpenCV writes BGR
+  cv2.imwrite(str(root / "JPEGImages" / f"{name}.{extension}"), red)
+
+
+@pytest.fixture
+def root(tmp_path) -> pathlib.Path:
+  for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+    (tmp_path / folder).mkdir(parents=True)
+  write_image(tmp_path, "a", write_object("dog", (1, 1, 60, 40)) + write_object("cat", (11, 5, 20, 8), difficult=1))
+  write_image(tmp_path, "b", "", extension="png")
+  write_image(tmp_path, "c", write_object("bird", (5, 5, 9, 9)))
+  (tmp_path / "ImageSets/Main/train.txt").write_text("a\nb\n")
+  (tmp_path / "ImageSets/Main/val.txt").write_text("c\n")
+  return tmp_path
+
+
+def test_one_based_inclusive_corners_become_continuous_pixels(root):
+  annotations = VocFolder(str(root), "train").open().annotations(0)
+  # The whole image of 60 x 40 as VOC writes it, and columns 11..20, rows 5..8: 10 x 4 pixels.
+  assert annotations.boxes.tolist() == [[0, 0, 60, 40], [10, 4, 20, 8]]
+  assert annotations.areas.tolist() == [2400, 40]
+  zero_based = VocFolder(str(root), "train", one_based=False).open().annotations(0)
+  assert zero_based.boxes.tolist() == [[1, 1, 60, 40], [11, 5, 20, 8]]
+
+
+def test_flags_sizes_and_images(root):
+  source = VocFolder(str(root), "train").open()
+  first, empty = source.annotations(0), source.annotations(1)
+  assert first.difficult.tolist() == [False, True] and not first.crowd.any()
+  assert (first.image_id, first.file_name, first.size) == (1, "a.jpg", (40, 60))
+  assert (empty.image_id, empty.file_name, empty.boxes.shape) == (2, "b.png", (0, 4))
+  assert source.image(1)[0, 0].tolist() == [255, 0, 0]  # RGB
+
+
+def test_classes_are_all_names_of_the_folder_sorted_in_every_split(root):
+  train, val = (VocFolder(str(root), split).open() for split in ("train", "val"))
+  assert [category.name for category in train.categories] == ["bird", "cat", "dog"]
+  assert train.categories == val.categories
+  assert train.annotations(0).classes.tolist() == [3, 2]
+  named = VocFolder(str(root), "train", class_names=("dog", "cat")).open()
+  assert named.annotations(0).classes.tolist() == [1, 2]
+
+
+def test_degenerate_boxes_are_kept_raw_told_by_object_and_dropped_by_clean(root):
+  objects = [(10, 10, 10, 20), (30, 9, 20, 19), ("nan", 1, 5, 5), (61, 1, 70, 9), (50, 30, 99, 99)]
+  write_image(root, "c", "".join(write_object("bird", corners) for corners in objects))
+  annotations = VocFolder(str(root), "val").open().annotations(0)
+  assert len(annotations.boxes) == 5
+  faults = object_faults(annotations)
+  assert list(faults) == [0, 1, 2, 3]
+  assert faults[0] == "degenerate box [10, 10, 10, 20]: width 0, height 10"
+  assert "not a number" in faults[2] and "outside the image of 60 x 40" in faults[3]
+  assert clean(annotations).boxes.tolist() == [[49, 29, 60, 40]]  # clipped
+  assert clean(annotations).ids.tolist() == [5]
+
+
+@pytest.mark.parametrize(
+  "spoil, message",
+  [
+    (lambda root: (root / "JPEGImages/a.jpg").unlink(), r"JPEGImages/a: no image of that name"),
+    (lambda root: (root / "Annotations/b.xml").unlink(), r"Annotations/b.xml: no such annotation file"),
+    (lambda root: (root / "Annotations/b.xml").write_text("<annotation>"), r"b.xml: not readable as XML"),
+    (lambda root: (root / "Annotations/b.xml").write_text("<annotation/>"), r"b.xml: no <size>"),
+    (lambda root: write_image(root, "b", write_object("x", ("left", 1, 2, 3))), r"b.xml: object 1: <bndbox>"),
+    (lambda root: (root / "ImageSets/Main/train.txt").write_text("a\na\n"), r"a: named 2 times"),
+    (lambda root: (root / "ImageSets/Main/train.txt").unlink(), r"no such split; the folder has val"),
+  ],
+)
+def test_bad_folders_are_told_by_one_line_naming_the_file(root, spoil, message):
+  spoil(root)
+  with pytest.raises(DataError, match=message) as error:
+    VocFolder(str(root), "train").open()
+  assert "\n" not in str(error.value)
+
+
+def test_missing_folder_and_unknown_class(root):
+  with pytest.raises(DataError, match="nowhere: no such folder"):
+    VocFolder(str(root / "nowhere"), "train").open()
+  with pytest.raises(DataError, match=r"a.xml: object 2: class 'cat' is none of dog"):
+    VocFolder(str(root), "train", class_names=("dog",)).open()
+
+
+@pytest.mark.parametrize("length", [0, 100, 500])
+def test_truncated_image_names_the_file(root, length):
+  path = root / "JPEGImages/a.jpg"
+  path.write_bytes(path.read_bytes()[:length])
+  with pytest.raises(DataError, match=rf"a.jpg: not an image, or truncated \({length} bytes\)"):
+    VocFolder(str(root), "train").open().image(0)
+
+
+@needs_bccd
+def test_blood_smears():
+  source = VocFolder(str(BCCD), "trainval").open()
+  assert len(source) == 292
+  assert {category.name for category in source.categories} == {"WBC", "RBC", "Platelets"}
+  faulty = {source.annotations(index).file_name: object_faults(source.annotations(index)) for index in range(292)}
+  assert {name: list(rows) for name, rows in faulty.items() if rows} == {
+    "BloodImage_00338.jpg": [12], "BloodImage_00343.jpg": [3],
+  }
