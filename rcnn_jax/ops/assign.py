@@ -67,7 +67,7 @@ def match(
   background = (best < background_iou) & ~foreground
   usable = anchor_valid if ignored is None else anchor_valid & ~ignored
   return Match(
-    matched=_first_equal(iou, best),
+    matched=iou.argmax(axis=1).astype(jnp.int32),
     foreground=foreground & usable,
     background=background & usable,
     iou=jnp.maximum(best, 0.0),
@@ -118,15 +118,6 @@ def targets(samples: Samples, match: Match, boxes: jax.Array, truth: GroundTruth
     matched=matched,
     valid=samples.valid,
   )
-
-
-def _first_equal(values: jax.Array, wanted: jax.Array) -> jax.Array:
-  """i32[N]: the first column of values f32[N, M] that equals wanted f32[N].
-
-  That is the argmax where wanted is the maximum; four times as fast as `argmax` on the CPU, as it runs in vectors.
-  """
-  columns = jnp.arange(values.shape[1], dtype=jnp.float32)
-  return jnp.where(values == wanted[:, None], columns, jnp.inf).min(axis=1).astype(jnp.int32)
 
 
 def _draw(draws: jax.Array, eligible: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
