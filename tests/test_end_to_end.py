@@ -1,0 +1,108 @@
+"""The real detector on the real engine: devices, killed trainings, compilations."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training.optim import Constant
+from rcnn_jax.training.stages import Sgd
+from rcnn_jax.training.step import create_state, make_train_step
+from tests.small_detector import scene_batch, small_detector, variables
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def losses_of_20_steps(num_devices: int) -> list[dict[str, float]]:
+  mesh = meshes.data_mesh(num_devices)
+  stage = Sgd(steps=20, schedule=Constant(0.01), clip_norm=10.0)
+  step = make_train_step(small_detector(), stage, mesh, seed=0, num_steps=20)
+  state = create_state(jax.tree.map(np.array, variables()), stage, mesh)
+  rows = []
+  for number in range(20):
+    state, metrics = step(state, meshes.shard_batch(scene_batch(number, batch_size=8), mesh))
+    rows.append({name: float(value) for name, value in metrics.items()})
+  assert step._cache_size() == 1
+  return rows
+
+
+def test_one_and_eight_devices_give_the_same_losses():
+  for number, (one, eight) in enumerate(zip(losses_of_20_steps(1), losses_of_20_steps(8))):
+    for name in one:
+      np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=1e-4, err_msg=f"step {number}: {name}")
+
+
+EXPERIMENT = '''
+import dataclasses
+from experiments.demo import experiment as base
+from rcnn_jax.data.shapes import Shapes
+from rcnn_jax.experiment import Checkpoints, Evaluation
+from rcnn_jax.training.optim import Cosine
+from rcnn_jax.training.stages import Sgd
+from tests.small_detector import small_detector
+shapes = dict(data_dir={data!r}, side=64, num_train=24, num_eval=6)
+experiment = dataclasses.replace(
+  base, name="killed", model=small_detector(num_classes=None), stages=(Sgd(steps=24, schedule=Cosine(0.01)),),
+  data=dataclasses.replace(
+    base.data, train=Shapes(split="train", **shapes), eval=Shapes(split="eval", **shapes), canvases=((64, 64),),
+    batch_size=(4, 4)),
+  evaluation=Evaluation(every_steps=None), checkpoints=Checkpoints(every_steps=4),
+)
+'''
+
+
+def start_training(folder: pathlib.Path, workdir: str) -> subprocess.Popen:
+  environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  command = [sys.executable, "-m", "launch.train", f"--experiment={folder}/killed.py", f"--workdir={folder}/{workdir}"]
+  command += ["--log_every=1", f"--compilation_cache={folder}/compiled"]
+  return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def finish(process: subprocess.Popen) -> str:
+  output, _ = process.communicate(timeout=300)
+  assert process.returncode == 0, output
+  return output
+
+
+def rows(folder: pathlib.Path, kind: str) -> list[dict]:
+  lines = (folder / "metrics.jsonl").read_text().splitlines()
+  clock = {"images_per_s", "data_wait"}
+  found = [json.loads(line) for line in lines]
+  return [{k: v for k, v in row.items() if k not in clock} for row in found if row["kind"] == kind]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("killed")
+  (folder / "killed.py").write_text(EXPERIMENT.format(data=str(folder / "data")))
+  output = finish(start_training(folder, "whole"))
+  assert output.count("compiled train step") == 1
+  return folder
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_a_training_killed_and_started_again_ends_as_one_that_was_not(undisturbed, how):
+  folder, workdir = undisturbed, f"killed_by_{how.name}"
+  process = start_training(folder, workdir)
+  log = folder / workdir / "metrics.jsonl"
+  deadline = time.time() + 240
+  while time.time() < deadline and not (log.exists() and len(log.read_text().splitlines()) >= 9):
+    time.sleep(0.01)
+  process.send_signal(how)
+  process.communicate(timeout=60)
+  assert process.returncode != 0 and len(log.read_text().splitlines()) < 24
+  assert "resuming at step" in finish(start_training(folder, workdir))
+  assert rows(folder / workdir, "train") == rows(folder / "whole", "train")
+  assert rows(folder / workdir, "eval") == rows(folder / "whole", "eval")
+  detections = [(folder / name / "eval" / "24" / "detections.json").read_text() for name in (workdir, "whole")]
+  assert detections[0] == detections[1]
