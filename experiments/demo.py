@@ -1,6 +1,8 @@
 """The demo: a small Faster R-CNN on drawn shapes, from scratch, in minutes on a CPU.
 
     make demo
+
+The page that it leaves is runs/demo/report.html.
 """
 
 from rcnn_jax.data.pipeline import Data
@@ -26,7 +28,9 @@ experiment = Experiment(
   ),
   model=Detector(
     backbone=ResNet(18, levels=(3,), norm="batch"),
-    proposer=Rpn(anchor_sizes=((16.0, 32.0, 64.0),), num_pre_nms=(300, 300), num_post_nms=(150, 100), num_samples=128),
+    proposer=Rpn(
+      anchor_sizes=((16.0, 32.0, 64.0),), num_pre_nms=(300, 300), num_post_nms=(150, 100), num_samples=128
+    ),
     pool=RoiAlign(output_size=7),
     sampler=RoiSampler(num_samples=32),
     trunk=FcTrunk((256,)),

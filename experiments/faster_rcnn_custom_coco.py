@@ -2,6 +2,8 @@
 
     python -m launch.validate_data --experiment=faster_rcnn_custom_coco
     python -m launch.train --experiment=faster_rcnn_custom_coco --workdir=runs/mine
+
+The model and the schedule are those of faster_rcnn_custom_voc.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """A template: Faster R-CNN on your own data in Pascal VOC's layout. Set FOLDER and train.
 
-FOLDER holds JPEGImages/, Annotations/ (one XML file an image) and ImageSets/Main/{train,val}.txt. The classes are read
-from the annotations. Look for faults first, then train:
+FOLDER holds JPEGImages/, Annotations/ (one XML file an image) and ImageSets/Main/{train,val}.txt. The classes are
+read from the annotations. Look for faults first, then train:
 
     python -m launch.validate_data --experiment=faster_rcnn_custom_voc
     python -m launch.train --experiment=faster_rcnn_custom_voc --workdir=runs/mine

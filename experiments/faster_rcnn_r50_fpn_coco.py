@@ -2,7 +2,7 @@
 
 Published: box AP 37.9 (Detectron2's model zoo, 1x), 37.0 (torchvision, 26 epochs).  Not yet measured here.
 
-    python -m launch.train --experiment=faster_rcnn_r50_fpn_coco --workdir=runs/r50_fpn --set=init.path=resnet50.safetensors
+    python -m launch.train --experiment=faster_rcnn_r50_fpn_coco --workdir=runs/r50_fpn
 """
 
 from rcnn_jax.data.coco import CocoFolder

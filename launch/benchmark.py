@@ -43,7 +43,9 @@ def define_flags() -> None:
   flags.DEFINE_integer("batch_size", None, "Images in a batch; by default the experiment's (train, eval) pair.")
   flags.DEFINE_integer("num_classes", 80, "Object classes, where the experiment leaves them to its data.")
   flags.DEFINE_integer("num_objects", 16, "Objects in each synthetic image.")
-  flags.DEFINE_integer("repeats", 5, "Timed repeats of each measurement, after one that is not counted.", lower_bound=1)
+  flags.DEFINE_integer(
+    "repeats", 5, "Timed repeats of each measurement, after one that is not counted.", lower_bound=1
+  )
   flags.DEFINE_integer("iterations", 3, "Steps in a repeat.", lower_bound=1)
   flags.DEFINE_enum("peer", None, ["torchvision"], "Measure this too, in turns with ours.")
   flags.DEFINE_string("peer_python", None, "The Python that has the peer installed.")
@@ -138,7 +140,8 @@ def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
   corner = rng.uniform(0, 1, (batch_size, count, 2)) * (np.array(canvas[::-1]) - sides)
   classes = rng.integers(1, (experiment.model.num_classes or FLAGS.num_classes) + 1, (batch_size, count))
   truth = blank.truth.replace(
-    boxes=np.concatenate([corner, corner + sides], -1).astype(np.float32), classes=classes.astype(np.int32),
+    boxes=np.concatenate([corner, corner + sides], -1).astype(np.float32),
+    classes=classes.astype(np.int32),
     valid=np.ones((batch_size, count), bool),
   )
   return blank.replace(image=rng.integers(0, 256, blank.image.shape, dtype=np.uint8), truth=truth)
@@ -162,7 +165,11 @@ def summary(seconds: dict[str, list[float]], iterations: int, batch_size: int) -
     each = [value / iterations for value in taken]
     median = statistics.median(each)
     found[name] = {
-      "s": median, "s_min": min(each), "s_max": max(each), "images_per_s": batch_size / median, "repeats": len(each),
+      "s": median,
+      "s_min": min(each),
+      "s_max": max(each),
+      "images_per_s": batch_size / median,
+      "repeats": len(each),
     }
   if "peer" in seconds:
     ratios = [a / b for a, b in zip(seconds["ours"], seconds["peer"])]
@@ -178,7 +185,9 @@ class Peer:
       raise BenchmarkError("--peer needs --peer_python, the Python in which torch and torchvision are installed")
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), "torchvision_peer.py")
     try:
-      self.process = subprocess.Popen([FLAGS.peer_python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+      self.process = subprocess.Popen(
+        [FLAGS.peer_python, script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+      )
     except OSError as error:
       raise BenchmarkError(f"--peer_python={FLAGS.peer_python}: {error.strerror}") from error
     self.versions = self._ask(peer_request(experiment, sizes))
@@ -211,8 +220,11 @@ def peer_request(experiment: Experiment, sizes: tuple[int, int]) -> dict:
   from rcnn_jax.experiment import to_json
 
   return {
-    "model": to_json(experiment.model), "num_classes": experiment.model.num_classes or FLAGS.num_classes,
-    "canvas": experiment.data.canvases[0], "batch_size": sizes, "num_objects": FLAGS.num_objects,
+    "model": to_json(experiment.model),
+    "num_classes": experiment.model.num_classes or FLAGS.num_classes,
+    "canvas": experiment.data.canvases[0],
+    "batch_size": sizes,
+    "num_objects": FLAGS.num_objects,
     "iterations": FLAGS.iterations,
   }
 
@@ -224,9 +236,13 @@ def environment() -> dict:
 
   device = jax.devices()[0]
   return {
-    "date": datetime.date.today().isoformat(), "device": f"{len(jax.devices())} x {device.device_kind}",
-    "cores": len(os.sched_getaffinity(0)), "python": platform.python_version(), "jax": jax.__version__,
-    "flax": flax.__version__, "optax": optax.__version__,
+    "date": datetime.date.today().isoformat(),
+    "device": f"{len(jax.devices())} x {device.device_kind}",
+    "cores": len(os.sched_getaffinity(0)),
+    "python": platform.python_version(),
+    "jax": jax.__version__,
+    "flax": flax.__version__,
+    "optax": optax.__version__,
   }
 
 
@@ -251,7 +267,8 @@ def table(name: str, report: dict) -> str:
       if who in found:
         row = found[who]
         text = f"  {what:<7}{who:<5}{row['s']:9.4f} s {row['images_per_s']:9.2f} images/s"
-        lines.append(f"{text}   {row['s_min']:.4f} to {row['s_max']:.4f} s   {', '.join(notes) if who == 'ours' else ''}".rstrip())
+        text += f"   {row['s_min']:.4f} to {row['s_max']:.4f} s"
+        lines.append(f"{text}   {', '.join(notes)}" if who == "ours" else text)
     if "ratio" in found:
       ratio = found["ratio"]
       lines.append(f"  {what:<7}ours / peer {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")

@@ -39,8 +39,16 @@ def main(argv: list[str]) -> None:
   check_categories(run.categories, source.categories)
   model = experiment.model.clone(num_classes=len(run.categories))
   outdir = pathlib.Path(FLAGS.outdir or pathlib.Path(FLAGS.workdir, "eval", str(run.step)))
-  evaluate.evaluate(model, run.variables, experiment.data, source, outdir, mesh=meshes.data_mesh(),
-                    pictures=FLAGS.pictures, max_detections=FLAGS.max_detections)
+  evaluate.evaluate(
+    model,
+    run.variables,
+    experiment.data,
+    source,
+    outdir,
+    mesh=meshes.data_mesh(),
+    pictures=FLAGS.pictures,
+    max_detections=FLAGS.max_detections,
+  )
   print(f"step {run.step}; written to {outdir}")
   if not FLAGS.outdir:
     print(f"report: {report.write_report(FLAGS.workdir)}")
@@ -50,8 +58,9 @@ def check_categories(trained: tuple, evaluated: tuple) -> None:
   """Raises EvaluationError unless the classes that a model was trained on are those it is to be evaluated on."""
   for number, (ours, theirs) in enumerate(zip(trained, evaluated), start=1):
     if (ours.id, ours.name) != (theirs.id, theirs.name):
-      raise EvaluationError(f"class {number} of the model is {ours.name!r} (id {ours.id}), "
-                            f"of the data {theirs.name!r} (id {theirs.id})")
+      raise EvaluationError(
+        f"class {number} of the model is {ours.name!r} (id {ours.id}), of the data {theirs.name!r} (id {theirs.id})"
+      )
   if len(trained) != len(evaluated):
     raise EvaluationError(f"the model has {len(trained)} classes, the data have {len(evaluated)}")
 

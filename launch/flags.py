@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Callable
+from collections.abc import Callable
 
 from absl import app, flags, logging
 
@@ -37,8 +37,9 @@ def chosen_experiment() -> Experiment:
 def describe(experiment: Experiment) -> str:
   """One line `path = value` for each path; a part of the experiment is shown by the name of its class."""
   shown = experiments.flatten(experiment)
-  return "\n".join(f"{path} = {value if isinstance(value, experiments.ClassName) else repr(value)}"
-                   for path, value in shown.items())
+  return "\n".join(
+    f"{path} = {value if isinstance(value, experiments.ClassName) else repr(value)}" for path, value in shown.items()
+  )
 
 
 def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> None:
@@ -55,7 +56,8 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> 
     try:
       main(argv)
     except Exception as error:
-      if not (type(error).__module__.startswith("rcnn_jax.") or isinstance(error, FileNotFoundError)):
+      ours = type(error).__module__.startswith(("rcnn_jax.", "launch.", "__main__"))
+      if not (ours or isinstance(error, FileNotFoundError)):
         raise
       _end(str(error), getattr(error, "exit_status", 1))
 

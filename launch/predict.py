@@ -9,15 +9,15 @@ A file that is no image is named in a warning; the others are still worked on, a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 import glob
 import json
 import pathlib
 import sys
+from collections.abc import Iterator, Sequence
 
-from absl import flags
 import cv2
 import numpy as np
+from absl import flags
 from PIL import Image
 
 from launch import flags as launch_flags
@@ -51,8 +51,9 @@ def main(argv: list[str]) -> None:
     raise EvaluationError(f"{len(unread)} of {len(files)} files could not be read")
 
 
-def predict(run, experiment, files: Sequence[tuple[pathlib.Path, str]], output: pathlib.Path,
-            min_score: float) -> list[pathlib.Path]:
+def predict(
+  run, experiment, files: Sequence[tuple[pathlib.Path, str]], output: pathlib.Path, min_score: float
+) -> list[pathlib.Path]:
   """Writes detections.json and a picture of each image into `output`.
 
   Args:
@@ -121,8 +122,13 @@ def _named(entry: dict, files: Sequence[tuple[pathlib.Path, str]], names: dict[i
   return entry | {"category": names[entry["category_id"]], "file_name": files[entry["image_id"] - 1][1]}
 
 
-def _write_pictures(files: Sequence[tuple[pathlib.Path, str]], sizes: dict, entries: Sequence[dict],
-                    names: dict[int, str], output: pathlib.Path) -> None:
+def _write_pictures(
+  files: Sequence[tuple[pathlib.Path, str]],
+  sizes: dict,
+  entries: Sequence[dict],
+  names: dict[int, str],
+  output: pathlib.Path,
+) -> None:
   """A PNG named like each image; of files that differ only in their ending, the later keep it in their name."""
   taken = set()
   for image_id in sizes:

@@ -26,7 +26,7 @@ def kind(part: dict) -> str:
 
 
 def backbone_of(part: dict) -> tuple[torch.nn.Module, list[str]]:
-  """(backbone, names of the levels that RoIs are pooled from); raises ValueError where torchvision has no such one."""
+  """(backbone, names of the levels that RoIs are pooled from); raises ValueError for one that is not known here."""
   if kind(part) == "SqueezeNet" and part["levels"] == [9]:
     features = torchvision.models.squeezenet1_1(weights=None).features
     features.out_channels = 512
@@ -54,15 +54,20 @@ def build(request: dict) -> FasterRCNN:
   side = pool["output_size"]
   return FasterRCNN(
     backbone,
-    min_size=min(canvas), max_size=max(canvas),
+    min_size=min(canvas),
+    max_size=max(canvas),
     rpn_anchor_generator=AnchorGenerator(tuple(map(tuple, rpn["anchor_sizes"])), ratios),
-    rpn_pre_nms_top_n_train=rpn["num_pre_nms"][0], rpn_pre_nms_top_n_test=rpn["num_pre_nms"][1],
-    rpn_post_nms_top_n_train=rpn["num_post_nms"][0], rpn_post_nms_top_n_test=rpn["num_post_nms"][1],
-    rpn_batch_size_per_image=rpn["num_samples"], box_batch_size_per_image=sampler["num_samples"],
+    rpn_pre_nms_top_n_train=rpn["num_pre_nms"][0],
+    rpn_pre_nms_top_n_test=rpn["num_pre_nms"][1],
+    rpn_post_nms_top_n_train=rpn["num_post_nms"][0],
+    rpn_post_nms_top_n_test=rpn["num_post_nms"][1],
+    rpn_batch_size_per_image=rpn["num_samples"],
+    box_batch_size_per_image=sampler["num_samples"],
     box_roi_pool=torchvision.ops.MultiScaleRoIAlign(levels, side, pool["sampling_ratio"]),
     box_head=TwoMLPHead(backbone.out_channels * side**2, width),
     box_predictor=FastRCNNPredictor(width, request["num_classes"] + 1),
-    box_score_thresh=box["score_threshold"], box_detections_per_img=box["max_detections"],
+    box_score_thresh=box["score_threshold"],
+    box_detections_per_img=box["max_detections"],
   ).to(DEVICE)
 
 

@@ -1,13 +1,14 @@
 """Trains an experiment in a run directory, and goes on with it when it is there already.
 
-    python -m launch.train --experiment=NAME_OR_FILE --workdir=DIR [--set=path=value ...]
+python -m launch.train --experiment=NAME_OR_FILE --workdir=DIR [--set=path=value ...]
 """
 
 from __future__ import annotations
 
 import functools
 import os
-from typing import Any, Iterator
+from collections.abc import Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -56,8 +57,15 @@ def train(experiment: Experiment, workdir: str, init_from: str | None, skip: str
   resuming = checkpoint.has_checkpoint(workdir)
   variables = initial_variables(experiment, model, None if resuming else init_from, skip, pretrained=not resuming)
   loop.run(
-    experiment, workdir, model, variables, len(source), functools.partial(batches, experiment, source),
-    evaluate=evaluation(experiment, workdir, model, mesh), mesh=mesh, log_every=log_every,
+    experiment,
+    workdir,
+    model,
+    variables,
+    len(source),
+    functools.partial(batches, experiment, source),
+    evaluate=evaluation(experiment, workdir, model, mesh),
+    mesh=mesh,
+    log_every=log_every,
   )
   if jax.process_index() == 0:
     from rcnn_jax.evaluation import report
@@ -85,10 +93,16 @@ def batches(experiment: Experiment, source: Any, num_steps: int) -> Iterator[Any
   """This process' share of the training batches."""
   from rcnn_jax.data import loader
 
-  return iter(loader.train_loader(
-    experiment.data, source, seed=experiment.seed, num_steps=num_steps, process_index=jax.process_index(),
-    process_count=jax.process_count(),
-  ))
+  return iter(
+    loader.train_loader(
+      experiment.data,
+      source,
+      seed=experiment.seed,
+      num_steps=num_steps,
+      process_index=jax.process_index(),
+      process_count=jax.process_count(),
+    )
+  )
 
 
 def evaluation(experiment: Experiment, workdir: str, model: nn.Module, mesh: jax.sharding.Mesh) -> loop.Evaluate:

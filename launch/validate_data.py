@@ -1,8 +1,8 @@
 """Lists every fault of a data set by file and object; exits with status 1 if there is any.
 
-    python -m launch.validate_data --experiment=NAME_OR_FILE
-    python -m launch.validate_data --voc=DIR --split=trainval
-    python -m launch.validate_data --coco_images=DIR --coco_annotations=FILE
+python -m launch.validate_data --experiment=NAME_OR_FILE
+python -m launch.validate_data --voc=DIR --split=trainval
+python -m launch.validate_data --coco_images=DIR --coco_annotations=FILE
 """
 
 from __future__ import annotations

@@ -16,7 +16,6 @@ from rcnn_jax.data.source import Annotations, Category
 from rcnn_jax.data.transforms import Resize
 from rcnn_jax.types import Batch, Detections, GroundTruth
 
-
 CATEGORIES = (Category(7, "red"), Category(9, "green"), Category(11, "blue"))
 CATEGORY_IDS = [c.id for c in CATEGORIES]
 
@@ -26,9 +25,18 @@ def annotations(image_id, boxes, classes, *, size=(100, 100), crowd=None, diffic
   boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
   flags = lambda values: np.zeros(len(boxes), bool) if values is None else np.asarray(values, bool)
   areas = more.pop("areas", (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]))
-  return Annotations(image_id=image_id, file_name=f"{image_id}.png", size=size, boxes=boxes,
-                     classes=np.asarray(classes, np.int32), crowd=flags(crowd), difficult=flags(difficult),
-                     ids=np.arange(1, len(boxes) + 1), areas=np.asarray(areas, np.float32), **more)
+  return Annotations(
+    image_id=image_id,
+    file_name=f"{image_id}.png",
+    size=size,
+    boxes=boxes,
+    classes=np.asarray(classes, np.int32),
+    crowd=flags(crowd),
+    difficult=flags(difficult),
+    ids=np.arange(1, len(boxes) + 1),
+    areas=np.asarray(areas, np.float32),
+    **more,
+  )
 
 
 def entry(image_id, category_id, box, score, **more) -> dict:
@@ -84,7 +92,7 @@ CANVAS = (64, 96)
 def batches(source: Scenes, batch_size: int) -> list[Batch]:
   """Every image once, enlarged by SCALE on one canvas; the last batch is filled up with rows that are not valid."""
   indices = np.arange(len(source))
-  groups = [indices[start:start + batch_size] for start in range(0, len(source), batch_size)]
+  groups = [indices[start : start + batch_size] for start in range(0, len(source), batch_size)]
   return [_batch(source, group, batch_size) for group in groups]
 
 
@@ -95,18 +103,29 @@ def _batch(source, group, batch_size) -> Batch:
   for row, index in enumerate(group):
     image = source.image(index).repeat(SCALE[0], axis=0).repeat(SCALE[1], axis=1)
     images[row] = 0
-    images[row, :image.shape[0], :image.shape[1]] = image
+    images[row, : image.shape[0], : image.shape[1]] = image
     image_size[row], ids[row] = image.shape[:2], source.annotations(index).image_id
   scale = np.tile(np.float32(SCALE), (batch_size, 1))
-  return Batch(image=images, image_size=image_size, scale=scale, image_id=ids,
-               valid=np.arange(batch_size) < len(group), truth=no_truth(batch_size))
+  return Batch(
+    image=images,
+    image_size=image_size,
+    scale=scale,
+    image_id=ids,
+    valid=np.arange(batch_size) < len(group),
+    truth=no_truth(batch_size),
+  )
 
 
 def no_truth(batch_size: int) -> GroundTruth:
   shape = (batch_size, 1)
   flags = np.zeros(shape, bool)
-  return GroundTruth(boxes=np.zeros((*shape, 4), np.float32), classes=np.ones(shape, np.int32), crowd=flags,
-                     difficult=flags, valid=flags)
+  return GroundTruth(
+    boxes=np.zeros((*shape, 4), np.float32),
+    classes=np.ones(shape, np.int32),
+    crowd=flags,
+    difficult=flags,
+    valid=flags,
+  )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,9 +150,13 @@ class ColourFinder:
     shape = boxes.shape[:2]
     classes = jnp.broadcast_to(jnp.arange(1, 4), shape)
     return Detections(
-        boxes=boxes, scores=1.0 - classes / 10, classes=classes, valid=bright.any(axis=(1, 2)) & (not self.blind),
-        masks=jnp.ones((*shape, 28, 28)) if self.masks else None,
-        keypoints=jnp.stack([x1, y1, jnp.ones_like(x1)], axis=-1)[:, :, None] if self.keypoints else None)
+      boxes=boxes,
+      scores=1.0 - classes / 10,
+      classes=classes,
+      valid=bright.any(axis=(1, 2)) & (not self.blind),
+      masks=jnp.ones((*shape, 28, 28)) if self.masks else None,
+      keypoints=jnp.stack([x1, y1, jnp.ones_like(x1)], axis=-1)[:, :, None] if self.keypoints else None,
+    )
 
 
 def _extent(bright, one):

@@ -85,6 +85,10 @@ def scene_batch(seed: int, batch_size: int = 2, num_objects: int = 3) -> Batch:
   valid = np.broadcast_to(np.arange(MAX_OBJECTS) < num_objects, none.shape)
   truth = GroundTruth(boxes=boxes, classes=classes, crowd=none, difficult=none, valid=valid)
   return Batch(
-    image=image, image_size=size.astype(np.int32), scale=np.ones((batch_size, 2), np.float32),
-    image_id=np.arange(batch_size, dtype=np.int32) + 100 * seed, valid=np.ones(batch_size, bool), truth=truth,
+    image=image,
+    image_size=size.astype(np.int32),
+    scale=np.ones((batch_size, 2), np.float32),
+    image_id=np.arange(batch_size, dtype=np.int32) + 100 * seed,
+    valid=np.ones(batch_size, bool),
+    truth=truth,
   )

@@ -52,6 +52,6 @@ def test_offset_and_uneven_stride_shift_the_grid():
   np.testing.assert_array_equal(centres, [[10, 5], [30, 5], [10, 15], [30, 15]])
 
 
-@pytest.mark.parametrize('shape', [(1, 1), (3, 5)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5)])
 def test_count(shape):
   assert anchors.grid(shape, 8, (16, 32), (0.5, 1, 2)).shape == (shape[0] * shape[1] * 6, 4)

@@ -19,55 +19,57 @@ rules = functools.partial(assign.match, foreground_iou=0.7, background_iou=0.3)
 draw_samples = jax.jit(functools.partial(assign.sample, num_samples=S, foreground_fraction=0.25))
 
 # Five regions (rows) and two objects (columns).
-IOU = np.float32([
-  [0.8, 0.1],
-  [0.5, 0.6],
-  [0.2, 0.1],
-  [0.2, 0.6],
-  [0.0, 0.0],
-])
+IOU = np.float32(
+  [
+    [0.8, 0.1],
+    [0.5, 0.6],
+    [0.2, 0.1],
+    [0.2, 0.6],
+    [0.0, 0.0],
+  ]
+)
 
 
 def roles(match):
   """One letter for each region: foreground, background, or - for neither."""
-  return ''.join(
-    'f' if f else 'b' if b else '-' for f, b in zip(np.asarray(match.foreground), np.asarray(match.background))
+  return "".join(
+    "f" if f else "b" if b else "-" for f, b in zip(np.asarray(match.foreground), np.asarray(match.background))
   )
 
 
 def test_thresholds_make_foreground_background_and_neither():
   got = rules(IOU, np.ones(2, bool))
-  assert roles(got) == 'f-b-b'
+  assert roles(got) == "f-b-b"
   np.testing.assert_array_equal(got.matched, [0, 1, 0, 1, 0])
   np.testing.assert_allclose(got.iou, [0.8, 0.6, 0.2, 0.6, 0])
 
 
 def test_the_thresholds_themselves_are_foreground_and_not_background():
   got = rules(np.float32([[0.7], [0.3], [0.29]]), np.ones(1, bool))
-  assert roles(got) == 'f-b'
+  assert roles(got) == "f-b"
 
 
 def test_low_quality_matches_give_every_object_all_its_best_regions():
   got = rules(IOU, np.ones(2, bool), allow_low_quality=True)
-  assert roles(got) == 'ffbfb'  # regions 1 and 3 tie for object 1
+  assert roles(got) == "ffbfb"  # regions 1 and 3 tie for object 1
 
 
 def test_a_low_quality_match_keeps_the_object_that_the_region_overlaps_most():
   # Region 0 is the best of object 1, though it overlaps object 0 more: it is matched to object 0, as in torchvision.
   got = rules(np.float32([[0.5, 0.4], [0.6, 0.1]]), np.ones(2, bool), allow_low_quality=True)
-  assert roles(got) == 'ff'
+  assert roles(got) == "ff"
   np.testing.assert_array_equal(got.matched, [0, 0])
 
 
 def test_an_object_that_no_region_touches_makes_nothing_foreground():
   got = rules(np.float32([[0.8, 0], [0.1, 0]]), np.ones(2, bool), allow_low_quality=True)
-  assert roles(got) == 'fb'
+  assert roles(got) == "fb"
 
 
 def test_without_objects_everything_is_background():
   for low_quality in (False, True):
     got = rules(IOU, np.zeros(2, bool), allow_low_quality=low_quality)
-    assert roles(got) == 'bbbbb'
+    assert roles(got) == "bbbbb"
     np.testing.assert_array_equal(got.matched, 0)
     np.testing.assert_array_equal(got.iou, 0)
 
@@ -76,12 +78,12 @@ def test_regions_that_do_not_exist_are_nothing_and_set_no_record():
   exists = np.array([False, True, True, False, True])
   got = rules(IOU, np.ones(2, bool), allow_low_quality=True, anchor_valid=exists)
   # With region 0 gone, region 1 is the best of both objects.
-  assert roles(got) == '-fb-b'
+  assert roles(got) == "-fb-b"
 
 
 def test_ignored_regions_are_neither():
   ignored = np.array([True, False, True, False, False])
-  assert roles(rules(IOU, np.ones(2, bool), ignored=ignored)) == '----b'
+  assert roles(rules(IOU, np.ones(2, bool), ignored=ignored)) == "----b"
 
 
 roles_of_regions = hnp.arrays(np.int32, N, elements=st.integers(0, 2))

@@ -94,7 +94,9 @@ def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path):
     with pytest.raises(WeightsError, match=message):
       load(str(path), variables)
 
-  refused({k: v for k, v in tensors.items() if k != "features.3.squeeze.bias"}, r"no tensor features\.3\.squeeze\.bias")
+  refused(
+    {k: v for k, v in tensors.items() if k != "features.3.squeeze.bias"}, r"no tensor features\.3\.squeeze\.bias"
+  )
   refused(tensors | {"features.0.bias": np.zeros(7, np.float32)}, r"features\.0\.bias \(7,\), the model has \(64,\)")
   refused(tensors | {"features.0.bias": np.full(64, np.nan, np.float32)}, r"features\.0\.bias holds NaN")
   path.write_bytes(b"this is no safetensors file")

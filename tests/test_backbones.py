@@ -93,7 +93,9 @@ def test_max_pool_of_a_grid_with_and_without_ceil_mode():
   assert pool(padding=1) == [[9, 9, 6], [9, 9, 7]]
 
 
-@pytest.mark.parametrize("window, stride, padding, ceil", [(3, 2, 0, True), (3, 2, 1, False), (2, 2, 0, False), (2, 2, 0, True)])
+@pytest.mark.parametrize(
+  "window, stride, padding, ceil", [(3, 2, 0, True), (3, 2, 1, False), (2, 2, 0, False), (2, 2, 0, True)]
+)
 def test_max_pool_equals_a_plain_loop(window, stride, padding, ceil):
   x = np.random.default_rng(1).normal(size=(1, 9, 12, 2)).astype(np.float32)
   found = np.asarray(max_pool(x, window, stride, padding, ceil))[0]
@@ -113,7 +115,9 @@ def test_a_1x1_convolution_is_the_convolution_that_it_replaces():
 
 
 def test_the_layers_compute_in_the_dtype_of_their_input():
-  outputs = jax.eval_shape(lambda x: ResNet(18, levels=(3,)).init_with_output(KEY, x), jnp.zeros((1, 32, 32, 3), jnp.bfloat16))
+  outputs = jax.eval_shape(
+    lambda x: ResNet(18, levels=(3,)).init_with_output(KEY, x), jnp.zeros((1, 32, 32, 3), jnp.bfloat16)
+  )
   assert outputs[0][0].dtype == jnp.bfloat16
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(outputs[1]))
 

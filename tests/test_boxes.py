@@ -96,7 +96,7 @@ def test_degenerate_boxes_overlap_nothing():
 
 
 @pytest.mark.parametrize(
-  'function',
+  "function",
   [
     lambda box: boxes.iou(box, ORDINARY),
     lambda box: boxes.giou(box[:, None], ORDINARY),
@@ -105,7 +105,7 @@ def test_degenerate_boxes_overlap_nothing():
     lambda box: boxes.encode(ORDINARY[0], box),
     lambda box: boxes.decode(jnp.ones(4), box),
   ],
-  ids=['iou', 'giou', 'intersection_over_area', 'encode', 'encode from', 'decode'],
+  ids=["iou", "giou", "intersection_over_area", "encode", "encode from", "decode"],
 )
 def test_degenerate_boxes_have_finite_values_and_gradients(function):
   both = jax.jit(jax.value_and_grad(lambda box: function(box).sum()))

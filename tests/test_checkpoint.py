@@ -13,7 +13,8 @@ import pytest
 import tiny
 
 from rcnn_jax.experiment import Checkpoints, Evaluation
-from rcnn_jax.training import checkpoint, log, loop, mesh as meshes
+from rcnn_jax.training import checkpoint, log, loop
+from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.checkpoint import CheckpointError
 
 EXPERIMENT = tiny.experiment().override({"data.canvases": ((4, 8), (4, 8))})
@@ -46,8 +47,15 @@ class Terminated(tiny.Loader):
 def train(workdir, exp=EXPERIMENT, loader=tiny.Loader, evaluate=None):
   checkpoint.write_experiment(workdir, exp, tiny.CATEGORIES)
   return loop.run(
-    exp, workdir, tiny.model_of(exp), tiny.variables_of(exp), exp.data.num_images,
-    functools.partial(loader, exp.data, exp.seed), evaluate=evaluate, mesh=meshes.data_mesh(1), log_every=2,
+    exp,
+    workdir,
+    tiny.model_of(exp),
+    tiny.variables_of(exp),
+    exp.data.num_images,
+    functools.partial(loader, exp.data, exp.seed),
+    evaluate=evaluate,
+    mesh=meshes.data_mesh(1),
+    log_every=2,
   )
 
 

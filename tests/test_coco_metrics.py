@@ -7,10 +7,10 @@ import copy
 import io
 
 import numpy as np
+import pytest
 from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-import pytest
 
 from rcnn_jax.evaluation.coco import coco_metrics, truth_dataset
 from rcnn_jax.evaluation.detect import Results
@@ -29,7 +29,7 @@ def blob(box, size=(240, 240)):
   x1, y1, x2, y2 = (int(v) for v in box)
   mask = np.zeros(size, np.uint8, order="F")
   mask[y1:y2, x1:x2] = 1
-  mask[(y1 + y2) // 2:y2, (x1 + x2) // 2:x2] = 0
+  mask[(y1 + y2) // 2 : y2, (x1 + x2) // 2 : x2] = 0
   encoded = rle.encode(mask)
   return {"size": list(size), "counts": encoded["counts"].decode()}
 
@@ -43,12 +43,22 @@ def random_set(seed, num_images=12):
     boxes = np.concatenate([low, low + draw.uniform(3, 135, low.shape).round()], axis=1)
     crowd = draw.random(len(boxes)) < 0.2
     masks = tuple(blob(b) for b in boxes)
-    keypoints = np.concatenate([draw.uniform(0, 200, (len(boxes), 17, 2)),
-                                draw.integers(0, 3, (len(boxes), 17, 1))], axis=2)
+    keypoints = np.concatenate(
+      [draw.uniform(0, 200, (len(boxes), 17, 2)), draw.integers(0, 3, (len(boxes), 17, 1))], axis=2
+    )
     keypoints[crowd] = 0
-    images.append(annotations(image_id, boxes, draw.integers(1, 4, len(boxes)), size=(240, 240), crowd=crowd,
-                              areas=[float(rle.area(m)) for m in masks], segmentations=masks,
-                              keypoints=keypoints.astype(np.float32)))
+    images.append(
+      annotations(
+        image_id,
+        boxes,
+        draw.integers(1, 4, len(boxes)),
+        size=(240, 240),
+        crowd=crowd,
+        areas=[float(rle.area(m)) for m in masks],
+        segmentations=masks,
+        keypoints=keypoints.astype(np.float32),
+      )
+    )
     entries += moved(images[-1], draw)
   return images, entries
 
@@ -62,8 +72,16 @@ def moved(one, draw):
       new[2:] = np.maximum(new[2:], new[:2] + 2)
       category = CATEGORIES[(k - 1 + (draw.random() < 0.1)) % 3].id
       near = points + draw.normal(0, 2, points.shape)
-      entries.append(entry(one.image_id, category, new.tolist(), round(draw.random(), 2), segmentation=blob(new),
-                           keypoints=near.reshape(-1).tolist()))
+      entries.append(
+        entry(
+          one.image_id,
+          category,
+          new.tolist(),
+          round(draw.random(), 2),
+          segmentation=blob(new),
+          keypoints=near.reshape(-1).tolist(),
+        )
+      )
   return entries
 
 
@@ -168,7 +186,13 @@ def test_the_number_of_detections_counted_can_be_chosen():
   entries = [entry(1, 7, BOX, 0.9), entry(1, 7, FAR, 0.8)]
   assert metrics_of(images, entries, max_detections=1)["bbox/AP"] == pytest.approx(51 / 101)
   assert set(n for n in metrics_of(images, entries, max_detections=200) if n.startswith("bbox/AR")) == {
-      "bbox/AR1", "bbox/AR10", "bbox/AR200", "bbox/ARs", "bbox/ARm", "bbox/ARl"}
+    "bbox/AR1",
+    "bbox/AR10",
+    "bbox/AR200",
+    "bbox/ARs",
+    "bbox/ARm",
+    "bbox/ARl",
+  }
 
 
 def test_neither_truth_nor_results_are_changed():

@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import json
 
-from hypothesis import given, settings, strategies as st
 import jax
 import numpy as np
-from pycocotools import mask as rle
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pycocotools import mask as rle
 
 from rcnn_jax.evaluation.detect import EvaluationError, detect, image_entries
 from rcnn_jax.evaluation.evaluate import evaluate
@@ -22,8 +23,9 @@ SOURCE = scenes.Scenes(num_images=5)
 
 
 def run(batch_size=2, model=scenes.ColourFinder(), source=SOURCE, **options):
-  return detect(model, scenes.VARIABLES, scenes.batches(source, batch_size), source.sizes(), scenes.CATEGORY_IDS,
-                **options)
+  return detect(
+    model, scenes.VARIABLES, scenes.batches(source, batch_size), source.sizes(), scenes.CATEGORY_IDS, **options
+  )
 
 
 def expected_entries():
@@ -31,8 +33,10 @@ def expected_entries():
   found = []
   for i in range(len(SOURCE)):
     one = SOURCE.annotations(i)
-    found += [scenes.entry(one.image_id, scenes.CATEGORY_IDS[k - 1], box.tolist(), pytest.approx(1 - k / 10))
-              for box, k in zip(one.boxes, one.classes)]
+    found += [
+      scenes.entry(one.image_id, scenes.CATEGORY_IDS[k - 1], box.tolist(), pytest.approx(1 - k / 10))
+      for box, k in zip(one.boxes, one.classes)
+    ]
   return found
 
 
@@ -100,8 +104,13 @@ def test_the_next_batch_is_dispatched_before_the_last_one_is_converted():
       yield batch
 
   source = scenes.Scenes(num_images=3)
-  detect(scenes.ColourFinder(), scenes.VARIABLES, told(scenes.batches(source, 1)), Sizes(source.sizes()),
-         scenes.CATEGORY_IDS)
+  detect(
+    scenes.ColourFinder(),
+    scenes.VARIABLES,
+    told(scenes.batches(source, 1)),
+    Sizes(source.sizes()),
+    scenes.CATEGORY_IDS,
+  )
   assert events == ["fetched 100", "fetched 101", "converted 100", "fetched 102", "converted 101", "converted 102"]
 
 
@@ -127,8 +136,12 @@ def test_an_evaluation_that_finds_nothing(tmp_path):
 
 def found(boxes, **changes):
   rows = len(boxes)
-  one = Detections(boxes=np.asarray(boxes, np.float32), scores=np.full(rows, 0.5, np.float32),
-                   classes=np.ones(rows, np.int32), valid=np.ones(rows, bool))
+  one = Detections(
+    boxes=np.asarray(boxes, np.float32),
+    scores=np.full(rows, 0.5, np.float32),
+    classes=np.ones(rows, np.int32),
+    valid=np.ones(rows, bool),
+  )
   return one.replace(**changes)
 
 
@@ -151,26 +164,18 @@ def test_a_number_that_is_not_finite_is_told_with_its_image():
 
 
 def test_a_full_mask_fills_its_box():
-  expected = [[0, 0, 0, 0, 0],
-              [0, 1, 1, 1, 0],
-              [0, 1, 1, 1, 0],
-              [0, 0, 0, 0, 0]]
+  expected = [[0, 0, 0, 0, 0], [0, 1, 1, 1, 0], [0, 1, 1, 1, 0], [0, 0, 0, 0, 0]]
   assert paste(np.ones((7, 7), np.float32), np.float32([1, 1, 4, 3]), (4, 5)).tolist() == expected
 
 
 def test_a_mask_of_half_its_box():
   left = np.float32([[1, 0], [1, 0]])
-  expected = [[1, 1, 0, 0],
-              [1, 1, 0, 0],
-              [1, 1, 0, 0],
-              [1, 1, 0, 0]]
+  expected = [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]
   assert paste(left, np.float32([0, 0, 4, 4]), (4, 4)).tolist() == expected
 
 
 def test_the_part_of_a_box_beyond_the_image_is_cut_off():
-  expected = [[1, 1, 0],
-              [1, 1, 0],
-              [0, 0, 0]]
+  expected = [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
   assert paste(np.ones((4, 4), np.float32), np.float32([-5, -3, 2, 2]), (3, 3)).tolist() == expected
 
 
@@ -191,7 +196,7 @@ def paste_slowly(mask, box, size):
       if -1 < y < mask.shape[0] and -1 < x < mask.shape[1]:
         i, j = int(np.floor(y)), int(np.floor(x))
         v, u = y - i, x - j
-        four = padded[i + 1:i + 3, j + 1:j + 3]
+        four = padded[i + 1 : i + 3, j + 1 : j + 3]
         pasted[row, column] = np.array([1 - v, v]) @ four @ np.array([1 - u, u])
   return pasted
 

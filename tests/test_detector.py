@@ -19,7 +19,9 @@ KEY = jax.random.key(7)
 
 def assert_same(a, b, **tolerance):
   for (path, left), right in zip(jax.tree_util.tree_leaves_with_path(a), jax.tree.leaves(b), strict=True):
-    np.testing.assert_allclose(left, right, err_msg=jax.tree_util.keystr(path), **(tolerance or {"rtol": 0, "atol": 0}))
+    np.testing.assert_allclose(
+      left, right, err_msg=jax.tree_util.keystr(path), **(tolerance or {"rtol": 0, "atol": 0})
+    )
 
 
 def with_garbage(batch):
@@ -134,21 +136,32 @@ def truth_of(boxes, classes, crowd=None):
 def test_the_sampler_takes_the_truth_as_proposals_and_no_crowd_as_foreground():
   batch = scene_batch(0, batch_size=1)
   truth = truth_of([[0, 0, 10, 10], [20, 0, 40, 20]], [2, 1], crowd=[False, True])
-  truth = jax.tree.map(lambda leaf: leaf[0], trainable(batch.replace(truth=jax.tree.map(lambda leaf: leaf[None], truth))))
+  truth = jax.tree.map(
+    lambda leaf: leaf[0], trainable(batch.replace(truth=jax.tree.map(lambda leaf: leaf[None], truth)))
+  )
   proposals = Proposals(
     boxes=jnp.array([[0, 0, 10, 9], [20, 0, 40, 20], [50, 50, 60, 60], [0, 0, 1, 1]], jnp.float32),
-    scores=jnp.ones(4), valid=jnp.array([True, True, True, False]),
+    scores=jnp.ones(4),
+    valid=jnp.array([True, True, True, False]),
   )
   samples = RoiSampler(num_samples=8, foreground_fraction=0.5)(proposals, truth, KEY)
-  chosen = {tuple(box): int(cls) for box, cls, ok in zip(samples.boxes.tolist(), samples.classes, samples.valid) if ok}
+  chosen = {
+    tuple(box): int(cls) for box, cls, ok in zip(samples.boxes.tolist(), samples.classes, samples.valid) if ok
+  }
   assert chosen == {(0, 0, 10, 10): 2, (0, 0, 10, 9): 2, (20, 0, 40, 20): 0, (50, 50, 60, 60): 0}
 
 
 def test_box_head_decodes_the_deltas_of_the_winning_class():
   head = BoxHead(max_detections=3)
-  proposals = Proposals(boxes=jnp.array([[[0, 0, 10, 10], [30, 30, 40, 50]]], jnp.float32), scores=jnp.ones((1, 2)), valid=jnp.ones((1, 2), bool))
+  proposals = Proposals(
+    boxes=jnp.array([[[0, 0, 10, 10], [30, 30, 40, 50]]], jnp.float32),
+    scores=jnp.ones((1, 2)),
+    valid=jnp.ones((1, 2), bool),
+  )
   logits = jnp.log(jnp.array([[[0.1, 0.2, 0.7], [0.02, 0.9, 0.08]]]))
-  deltas = jnp.zeros((1, 2, 2, 4)).at[0, 0, 1, 0].set(1.0)  # class 2 of the first RoI: a tenth of its width to the right
+  deltas = (
+    jnp.zeros((1, 2, 2, 4)).at[0, 0, 1, 0].set(1.0)
+  )  # class 2 of the first RoI: a tenth of its width to the right
   batch = scene_batch(0, batch_size=1).replace(image_size=np.array([[100, 100]]))
   found = jax.tree.map(lambda leaf: np.asarray(leaf[0]), head.detections(logits, deltas, proposals, batch))
   np.testing.assert_allclose(found.scores, [0.9, 0.7, 0.2], rtol=1e-5)
@@ -177,7 +190,9 @@ def test_external_proposals_and_roi_max_pooling_make_a_fast_rcnn():
   batch = scene_batch(0)
   with pytest.raises(ValueError, match="external proposals, but the data source gives none"):
     init_variables(model, KEY, CANVAS)
-  given = Proposals(boxes=batch.truth.boxes, scores=np.ones(batch.truth.valid.shape, np.float32), valid=batch.truth.valid)
+  given = Proposals(
+    boxes=batch.truth.boxes, scores=np.ones(batch.truth.valid.shape, np.float32), valid=batch.truth.valid
+  )
   batch = batch.replace(proposals=given)
   fresh = model.init(jax.random.key(0), batch, method="detect")
   terms = compiled("losses", model)(fresh, batch, KEY)
@@ -189,5 +204,5 @@ def test_what_is_missing_is_named():
     init_variables(small_detector(num_classes=None), KEY, CANVAS)
   model: Detector = small_detector()
   two_levels = model.proposer.clone(anchor_sizes=((8.0,), (16.0,)))
-  with pytest.raises(ValueError, match="anchor sizes for 2 levels, the backbone 1 level"):
+  with pytest.raises(ValueError, match="anchor sizes for 2 level.s., the backbone gives 1"):
     init_variables(model.clone(proposer=two_levels), KEY, CANVAS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from hypothesis import given, settings, strategies as st
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from rcnn_jax.evaluation.draw import class_colours, draw, side_by_side
 from rcnn_jax.evaluation.paste import encode
@@ -75,8 +76,17 @@ def test_truth_stands_left_and_detections_of_enough_score_right():
 
 
 @settings(deadline=None, max_examples=25)
-@given(st.lists(st.tuples(*[st.floats(-50, 150, width=32) for _ in range(2)], *[st.floats(0, 90, width=32)] * 2,
-                          st.sampled_from([7, 9]), st.floats(0, 1)), max_size=6))
+@given(
+  st.lists(
+    st.tuples(
+      *[st.floats(-50, 150, width=32) for _ in range(2)],
+      *[st.floats(0, 90, width=32)] * 2,
+      st.sampled_from([7, 9]),
+      st.floats(0, 1),
+    ),
+    max_size=6,
+  )
+)
 def test_any_box_can_be_drawn(boxes):
   objects = [entry(1, k, [x, y, x + w, y + h], score) for x, y, w, h, k, score in boxes]
   assert draw(GREY, objects, NAMES, long_side=80).shape == GREY.shape

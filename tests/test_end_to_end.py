@@ -42,7 +42,7 @@ def test_one_and_eight_devices_give_the_same_losses():
       np.testing.assert_allclose(eight[name], one[name], rtol=1e-4, atol=1e-4, err_msg=f"step {number}: {name}")
 
 
-EXPERIMENT = '''
+EXPERIMENT = """
 import dataclasses
 from experiments.demo import experiment as base
 from rcnn_jax.data.shapes import Shapes
@@ -58,14 +58,22 @@ experiment = dataclasses.replace(
     batch_size=(4, 4)),
   evaluation=Evaluation(every_steps=None), checkpoints=Checkpoints(every_steps=4),
 )
-'''
+"""
 
 
 def start_training(folder: pathlib.Path, workdir: str) -> subprocess.Popen:
   environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  command = [sys.executable, "-m", "launch.train", f"--experiment={folder}/killed.py", f"--workdir={folder}/{workdir}"]
+  command = [
+    sys.executable,
+    "-m",
+    "launch.train",
+    f"--experiment={folder}/killed.py",
+    f"--workdir={folder}/{workdir}",
+  ]
   command += ["--log_every=1", f"--compilation_cache={folder}/compiled"]
-  return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+  return subprocess.Popen(
+    command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
 
 
 def finish(process: subprocess.Popen) -> str:

@@ -25,14 +25,17 @@ BASE = tiny.experiment()
 ROOT = pathlib.Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize("path, value, read", [
-  ("model.backbone.features", 16, lambda e: e.model.backbone.features),
-  ("stages.0.schedule.peak", 2.0, lambda e: e.stages[0].schedule.peak),
-  ("stages.0.optimizer", AdamW(), lambda e: e.stages[0].optimizer),
-  ("stages.0.clip_norm", 1.5, lambda e: e.stages[0].clip_norm),
-  ("data.canvases.1.0", 12, lambda e: e.data.canvases[1][0]),
-  ("name", "other", lambda e: e.name),
-])
+@pytest.mark.parametrize(
+  "path, value, read",
+  [
+    ("model.backbone.features", 16, lambda e: e.model.backbone.features),
+    ("stages.0.schedule.peak", 2.0, lambda e: e.stages[0].schedule.peak),
+    ("stages.0.optimizer", AdamW(), lambda e: e.stages[0].optimizer),
+    ("stages.0.clip_norm", 1.5, lambda e: e.stages[0].clip_norm),
+    ("data.canvases.1.0", 12, lambda e: e.data.canvases[1][0]),
+    ("name", "other", lambda e: e.name),
+  ],
+)
 def test_override_changes_that_value_and_nothing_else(path, value, read):
   changed = BASE.override({path: value})
   assert read(changed) == value
@@ -46,30 +49,36 @@ def test_override_reads_types():
   assert BASE.override({"data.canvases": [[2, 4]]}).data.canvases == ((2, 4),)
 
 
-@pytest.mark.parametrize("text, read, value", [
-  ("stages.0.steps=900", lambda e: e.stages[0].steps, 900),
-  ("stages.0.ema=none", lambda e: e.stages[0].ema, None),
-  ("stages.0.schedule.peak=1e-3", lambda e: e.stages[0].schedule.peak, 1e-3),
-  ("model.norm=true", lambda e: e.model.norm, True),
-  ("model.dtype=bfloat16", lambda e: e.model.dtype, "bfloat16"),
-  ("name=7", lambda e: e.name, "7"),
-  ("data.canvases=((2,4),(4,2))", lambda e: e.data.canvases, ((2, 4), (4, 2))),
-])
+@pytest.mark.parametrize(
+  "text, read, value",
+  [
+    ("stages.0.steps=900", lambda e: e.stages[0].steps, 900),
+    ("stages.0.ema=none", lambda e: e.stages[0].ema, None),
+    ("stages.0.schedule.peak=1e-3", lambda e: e.stages[0].schedule.peak, 1e-3),
+    ("model.norm=true", lambda e: e.model.norm, True),
+    ("model.dtype=bfloat16", lambda e: e.model.dtype, "bfloat16"),
+    ("name=7", lambda e: e.name, "7"),
+    ("data.canvases=((2,4),(4,2))", lambda e: e.data.canvases, ((2, 4), (4, 2))),
+  ],
+)
 def test_set_reads_text_by_the_type_of_the_field(text, read, value):
   assert read(BASE.set([text])) == value
 
 
-@pytest.mark.parametrize("change, message", [
-  ({"model.backbone.feature": 3}, "no path 'model.backbone.feature'; nearest: model.backbone.features"),
-  ({"model.features": 3}, "nearest: model.backbone.features"),
-  ({"stages.1.steps": 3}, "no path 'stages.1.steps'; nearest: stages.0.steps"),
-  ({"stages.0.steps": "many"}, "stages.0.steps: expected int or None, got 'many' (str)"),
-  ({"stages.0.steps": 1.5}, "expected int or None, got 1.5 (float)"),
-  ({"stages.0.accumulate": True}, "stages.0.accumulate: expected int, got True (bool)"),
-  ({"data.canvases.0": (4, 8, 12)}, "data.canvases.0: expected tuple[int, int]"),
-  ({"model.backbone": 3}, "model.backbone: expected Module, got 3 (int)"),
-  ({"data": 3}, "data: expected a value like Data(...), got 3"),
-])
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"model.backbone.feature": 3}, "no path 'model.backbone.feature'; nearest: model.backbone.features"),
+    ({"model.features": 3}, "nearest: model.backbone.features"),
+    ({"stages.1.steps": 3}, "no path 'stages.1.steps'; nearest: stages.0.steps"),
+    ({"stages.0.steps": "many"}, "stages.0.steps: expected int or None, got 'many' (str)"),
+    ({"stages.0.steps": 1.5}, "expected int or None, got 1.5 (float)"),
+    ({"stages.0.accumulate": True}, "stages.0.accumulate: expected int, got True (bool)"),
+    ({"data.canvases.0": (4, 8, 12)}, "data.canvases.0: expected tuple[int, int]"),
+    ({"model.backbone": 3}, "model.backbone: expected Module, got 3 (int)"),
+    ({"data": 3}, "data: expected a value like Data(...), got 3"),
+  ],
+)
 def test_override_errors(change, message):
   with pytest.raises(ExperimentError, match=re.escape(message)):
     BASE.override(change)
@@ -93,11 +102,16 @@ def test_diff_stops_at_another_class_or_length():
 
 floats = st.floats(allow_nan=False)
 schedules = st.one_of(
-  st.builds(Constant, peak=floats), st.builds(Cosine, peak=floats, warmup_from=floats),
+  st.builds(Constant, peak=floats),
+  st.builds(Cosine, peak=floats, warmup_from=floats),
   st.builds(StepDecay, peak=floats, milestones=st.lists(st.integers(), max_size=3).map(tuple)),
 )
 stages = st.builds(
-  Sgd, steps=st.none() | st.integers(), epochs=st.none() | floats, schedule=schedules, clip_norm=st.none() | floats,
+  Sgd,
+  steps=st.none() | st.integers(),
+  epochs=st.none() | floats,
+  schedule=schedules,
+  clip_norm=st.none() | floats,
   optimizer=st.builds(Momentum, momentum=floats, nesterov=st.booleans()) | st.builds(AdamW),
   rules=st.lists(st.builds(Rule, pattern=st.text(), lr=floats, frozen=st.booleans()), max_size=3).map(tuple),
 )
@@ -119,13 +133,16 @@ def test_json_names_classes_and_refuses_what_is_not_plain():
     to_json(dataclasses.replace(BASE, stages=(nn.silu,)))
 
 
-@pytest.mark.parametrize("form, message", [
-  ({"class": "os:system"}, "no class 'os:system'"),
-  ({"class": "some.module_not_imported:Data"}, "no class"),
-  ({"class": "rcnn_jax.nothing:Data"}, "no class"),
-  ({"class": "rcnn_jax.training.optim:Cosine", "peek": 1.0}, "has no field peek"),
-  ({"class": "rcnn_jax.training.optim:Cosine"}, "missing .* 'peak'"),
-])
+@pytest.mark.parametrize(
+  "form, message",
+  [
+    ({"class": "os:system"}, "no class 'os:system'"),
+    ({"class": "some.module_not_imported:Data"}, "no class"),
+    ({"class": "rcnn_jax.nothing:Data"}, "no class"),
+    ({"class": "rcnn_jax.training.optim:Cosine", "peek": 1.0}, "has no field peek"),
+    ({"class": "rcnn_jax.training.optim:Cosine"}, "missing .* 'peak'"),
+  ],
+)
 def test_from_json_errors(form, message):
   with pytest.raises(ExperimentError, match=message):
     from_json(form)

@@ -21,7 +21,7 @@ from rcnn_jax.ops import assign, boxes, losses, masks, nms, pooling
 
 N, M, VALID_N, VALID_M = 14, 5, 9, 3
 HEIGHT, WIDTH = 48, 64
-GARBAGE = {'nan': np.nan, 'inf': np.inf, '-inf': -np.inf, 'huge': 3e38, '-huge': -3e38, 'one': 1.0}
+GARBAGE = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf, "huge": 3e38, "-huge": -3e38, "one": 1.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,26 +48,26 @@ def scene(seed):
     return np.minimum(np.concatenate([low, high], axis=1), [WIDTH, HEIGHT, WIDTH, HEIGHT]).astype(np.float32)
 
   return {
-    'boxes': some_boxes(N),
-    'scores': rng.uniform(size=N).astype(np.float32),
-    'logits': rng.normal(size=(N, 4)).astype(np.float32),
-    'labels': rng.uniform(size=(N, 4)).astype(np.float32),
-    'classes': rng.integers(0, 4, N).astype(np.int32),
-    'valid': np.arange(N) < VALID_N,
-    'truth_boxes': some_boxes(M),
-    'truth_classes': rng.integers(1, 4, M).astype(np.int32),
-    'truth_valid': np.arange(M) < VALID_M,
-    'masks': rng.integers(0, 2, (M, 8, 8)).astype(np.uint8),
-    'features': rng.normal(size=(HEIGHT // 4, WIDTH // 4, 2)).astype(np.float32),
-    'coarse': rng.normal(size=(HEIGHT // 8, WIDTH // 8, 2)).astype(np.float32),
-    'seed': np.uint32(seed),
+    "boxes": some_boxes(N),
+    "scores": rng.uniform(size=N).astype(np.float32),
+    "logits": rng.normal(size=(N, 4)).astype(np.float32),
+    "labels": rng.uniform(size=(N, 4)).astype(np.float32),
+    "classes": rng.integers(0, 4, N).astype(np.int32),
+    "valid": np.arange(N) < VALID_N,
+    "truth_boxes": some_boxes(M),
+    "truth_classes": rng.integers(1, 4, M).astype(np.int32),
+    "truth_valid": np.arange(M) < VALID_M,
+    "masks": rng.integers(0, 2, (M, 8, 8)).astype(np.uint8),
+    "features": rng.normal(size=(HEIGHT // 4, WIDTH // 4, 2)).astype(np.float32),
+    "coarse": rng.normal(size=(HEIGHT // 8, WIDTH // 8, 2)).astype(np.float32),
+    "seed": np.uint32(seed),
   }
 
 
 def spoiled(scene, garbage):
   """The scene with garbage in every row that is not valid."""
   out = dict(scene)
-  for name in ('boxes', 'scores', 'logits', 'labels', 'classes', 'truth_boxes', 'truth_classes', 'masks'):
+  for name in ("boxes", "scores", "logits", "labels", "classes", "truth_boxes", "truth_classes", "masks"):
     values = scene[name].copy()
     first = VALID_M if len(values) == M else VALID_N
     if values.dtype == np.float32:
@@ -80,12 +80,12 @@ def spoiled(scene, garbage):
 
 def matched(s):
   return assign.match(
-    boxes.iou(s['boxes'], s['truth_boxes']),
-    s['truth_valid'],
+    boxes.iou(s["boxes"], s["truth_boxes"]),
+    s["truth_valid"],
     foreground_iou=0.4,
     background_iou=0.2,
     allow_low_quality=True,
-    anchor_valid=s['valid'],
+    anchor_valid=s["valid"],
   )
 
 
@@ -97,74 +97,72 @@ def match_law(s):
 def sample_law(s):
   m = matched(s)
   samples = assign.sample(
-    jax.random.key(s['seed']), m.foreground, m.background, num_samples=6, foreground_fraction=0.5
+    jax.random.key(s["seed"]), m.foreground, m.background, num_samples=6, foreground_fraction=0.5
   )
   truth = types.GroundTruth(
-    boxes=s['truth_boxes'],
-    classes=s['truth_classes'],
+    boxes=s["truth_boxes"],
+    classes=s["truth_classes"],
     crowd=jnp.zeros(M, bool),
     difficult=jnp.zeros(M, bool),
-    valid=s['truth_valid'],
+    valid=s["truth_valid"],
   )
-  rois = assign.targets(samples, m, s['boxes'], truth)
+  rois = assign.targets(samples, m, s["boxes"], truth)
   return rois.boxes, rois.classes, rois.matched, rois.valid
 
 
 def mask_law(s):
   # The rows that are not valid are matched to the object 0, as `match` leaves them.
-  targets = masks.crop_targets(s['masks'], s['truth_boxes'], matched(s).matched, s['boxes'], size=4)
+  targets = masks.crop_targets(s["masks"], s["truth_boxes"], matched(s).matched, s["boxes"], size=4)
   return (targets,)
 
 
-pool_options = {'output_size': 3, 'spatial_scale': 1 / 4}
+pool_options = {"output_size": 3, "spatial_scale": 1 / 4}
 
 LAWS = {
-  'iou': Law(lambda s: (boxes.iou(s['boxes'], s['truth_boxes']),), ('NM',)),
-  'giou': Law(lambda s: (boxes.giou(s['boxes'][:, None], s['truth_boxes'][None]),), ('NM',)),
-  'intersection_over_area': Law(lambda s: (boxes.intersection_over_area(s['boxes'], s['truth_boxes']),), ('NM',)),
-  'area': Law(lambda s: (boxes.area(s['boxes']),), ('N',)),
-  'clip': Law(lambda s: (boxes.clip(s['boxes'], jnp.array([40, 50])),), ('N',)),
-  'flip': Law(lambda s: (boxes.flip(s['boxes'], 64.0),), ('N',)),
-  'encode': Law(lambda s: (boxes.encode(s['boxes'], s['boxes'] + 3.0),), ('N',)),
-  'decode': Law(lambda s: (boxes.decode(s['logits'], s['boxes']),), ('N',)),
-  'match': Law(match_law, ('N', '', '', 'N')),
-  'sample and targets': Law(sample_law, ('', '', '', '')),
-  'nms': Law(
-    lambda s: nms.nms(s['boxes'], s['scores'], s['valid'], iou_threshold=0.3, max_output=10, groups=s['classes']),
-    ('', ''),
+  "iou": Law(lambda s: (boxes.iou(s["boxes"], s["truth_boxes"]),), ("NM",)),
+  "giou": Law(lambda s: (boxes.giou(s["boxes"][:, None], s["truth_boxes"][None]),), ("NM",)),
+  "intersection_over_area": Law(lambda s: (boxes.intersection_over_area(s["boxes"], s["truth_boxes"]),), ("NM",)),
+  "area": Law(lambda s: (boxes.area(s["boxes"]),), ("N",)),
+  "clip": Law(lambda s: (boxes.clip(s["boxes"], jnp.array([40, 50])),), ("N",)),
+  "flip": Law(lambda s: (boxes.flip(s["boxes"], 64.0),), ("N",)),
+  "encode": Law(lambda s: (boxes.encode(s["boxes"], s["boxes"] + 3.0),), ("N",)),
+  "decode": Law(lambda s: (boxes.decode(s["logits"], s["boxes"]),), ("N",)),
+  "match": Law(match_law, ("N", "", "", "N")),
+  "sample and targets": Law(sample_law, ("", "", "", "")),
+  "nms": Law(
+    lambda s: nms.nms(s["boxes"], s["scores"], s["valid"], iou_threshold=0.3, max_output=10, groups=s["classes"]),
+    ("", ""),
   ),
-  'nms_mask': Law(lambda s: (nms.nms_mask(s['boxes'], s['scores'], s['valid'], iou_threshold=0.3),), ('',)),
-  'roi_align': Law(
-    lambda s: (pooling.roi_align(s['features'], s['boxes'], aligned=True, **pool_options),), ('N',), 'features'
+  "nms_mask": Law(lambda s: (nms.nms_mask(s["boxes"], s["scores"], s["valid"], iou_threshold=0.3),), ("",)),
+  "roi_align": Law(
+    lambda s: (pooling.roi_align(s["features"], s["boxes"], aligned=True, **pool_options),), ("N",), "features"
   ),
-  'adaptive roi_align': Law(
-    lambda s: (pooling.roi_align(s['features'], s['boxes'], aligned=False, sampling_ratio=0, **pool_options),),
-    ('N',),
-    'features',
+  "adaptive roi_align": Law(
+    lambda s: (pooling.roi_align(s["features"], s["boxes"], aligned=False, sampling_ratio=0, **pool_options),),
+    ("N",),
+    "features",
   ),
-  'roi_max_pool': Law(
-    lambda s: (pooling.roi_max_pool(s['features'], s['boxes'], **pool_options),), ('N',), 'features'
+  "roi_max_pool": Law(
+    lambda s: (pooling.roi_max_pool(s["features"], s["boxes"], **pool_options),), ("N",), "features"
   ),
-  'multilevel_roi_align': Law(
+  "multilevel_roi_align": Law(
     lambda s: (
       pooling.multilevel_roi_align(
-        [s['features'], s['coarse']], s['boxes'], strides=(4, 8), output_size=3, aligned=False, canonical_size=320.0
+        [s["features"], s["coarse"]], s["boxes"], strides=(4, 8), output_size=3, aligned=False, canonical_size=320.0
       ),
     ),
-    ('N',),
-    'features',
+    ("N",),
+    "features",
   ),
-  'level_of': Law(lambda s: (pooling.level_of(s['boxes'], min_level=2, max_level=5),), ('N',)),
-  'crop_targets': Law(mask_law, ('N',)),
-  'softmax_cross_entropy': Law(
-    lambda s: (losses.softmax_cross_entropy(s['logits'], s['classes'], s['valid']),), ('',), 'logits'
+  "level_of": Law(lambda s: (pooling.level_of(s["boxes"], min_level=2, max_level=5),), ("N",)),
+  "crop_targets": Law(mask_law, ("N",)),
+  "softmax_cross_entropy": Law(
+    lambda s: (losses.softmax_cross_entropy(s["logits"], s["classes"], s["valid"]),), ("",), "logits"
   ),
-  'sigmoid_cross_entropy': Law(
-    lambda s: (losses.sigmoid_cross_entropy(s['logits'], s['labels'], s['valid']),), ('',), 'logits'
+  "sigmoid_cross_entropy": Law(
+    lambda s: (losses.sigmoid_cross_entropy(s["logits"], s["labels"], s["valid"]),), ("",), "logits"
   ),
-  'smooth_l1': Law(
-    lambda s: (losses.smooth_l1(s['logits'], s['labels'], s['valid'], beta=0.1),), ('',), 'logits'
-  ),
+  "smooth_l1": Law(lambda s: (losses.smooth_l1(s["logits"], s["labels"], s["valid"], beta=0.1),), ("",), "logits"),
 }
 
 
@@ -187,11 +185,11 @@ def compiled_gradient(name):
 
 def visible(outputs, rows):
   """What of each output the law speaks of."""
-  limits = {'N': VALID_N, 'M': VALID_M}
+  limits = {"N": VALID_N, "M": VALID_M}
   return [out[tuple(slice(limits[axis]) for axis in axes)] for out, axes in zip(outputs, rows, strict=True)]
 
 
-@pytest.mark.parametrize('name', LAWS)
+@pytest.mark.parametrize("name", LAWS)
 def test_garbage_in_rows_that_are_not_valid_changes_no_output(name):
   law, clean = LAWS[name], scene(0)
   expected = visible(compiled(name)(clean), law.rows)
@@ -202,7 +200,7 @@ def test_garbage_in_rows_that_are_not_valid_changes_no_output(name):
       assert np.isfinite(g).all(), label
 
 
-@pytest.mark.parametrize('name', [name for name, law in LAWS.items() if law.gradient_of])
+@pytest.mark.parametrize("name", [name for name, law in LAWS.items() if law.gradient_of])
 def test_garbage_in_rows_that_are_not_valid_changes_no_gradient(name):
   clean = scene(0)
   expected = compiled_gradient(name)(clean)
@@ -212,13 +210,13 @@ def test_garbage_in_rows_that_are_not_valid_changes_no_gradient(name):
     np.testing.assert_array_equal(got, expected, err_msg=label)
 
 
-@pytest.mark.parametrize('name', LAWS)
+@pytest.mark.parametrize("name", LAWS)
 def test_the_compiled_operation_is_the_operation(name):
   eager = LAWS[name].run(jax.tree.map(jnp.asarray, scene(1)))
   assert_same(compiled(name)(scene(1)), eager)
 
 
-@pytest.mark.parametrize('name', LAWS)
+@pytest.mark.parametrize("name", LAWS)
 def test_a_batch_is_its_images_one_by_one(name):
   scenes = [scene(seed) for seed in (2, 3, 4)]
   batch = jax.tree.map(lambda *leaves: np.stack(leaves), *scenes)

@@ -48,9 +48,16 @@ class Rectangles:
     boxes = np.array([[row, 2, row + 4, 8] for row in range(index)], np.float32).reshape(-1, 4)
     ends = np.stack([np.stack([boxes[:, side], boxes[:, 1], boxes[:, 0] * 0 + 2], -1) for side in (0, 2)], 1)
     return Annotations(
-      image_id=index + 1, file_name=f"{index}.png", size=SIZES[index], boxes=boxes,
-      classes=np.ones(index, np.int32), crowd=np.arange(index) == 2, difficult=np.zeros(index, bool),
-      ids=np.arange(1, index + 1), areas=np.full(index, 24, np.float32), keypoints=ends,
+      image_id=index + 1,
+      file_name=f"{index}.png",
+      size=SIZES[index],
+      boxes=boxes,
+      classes=np.ones(index, np.int32),
+      crowd=np.arange(index) == 2,
+      difficult=np.zeros(index, bool),
+      ids=np.arange(1, index + 1),
+      areas=np.full(index, 24, np.float32),
+      keypoints=ends,
       segmentations=tuple(_rectangle(box, SIZES[index]) for box in boxes) if masks and self.with_masks else None,
     )
 
@@ -259,7 +266,6 @@ def test_too_many_objects_are_dropped_and_told_once(caplog):
 def test_faulty_objects_are_dropped_and_told_once(caplog):
 
   class Faulty(Rectangles):
-
     def annotations(self, index: int, masks: bool = True) -> Annotations:
       annotations = super().annotations(index, masks)
       annotations.boxes[1:2, 2] = -1
@@ -267,8 +273,11 @@ def test_faulty_objects_are_dropped_and_told_once(caplog):
 
   with caplog.at_level(logging.WARNING):
     batches = list(loader.eval_batches(data(), Faulty()))
-  counts = {int(number): int(count) for batch in batches for number, count in
-            zip(batch.image_id[batch.valid], batch.truth.valid.sum(1))}
+  counts = {
+    int(number): int(count)
+    for batch in batches
+    for number, count in zip(batch.image_id[batch.valid], batch.truth.valid.sum(1))
+  }
   assert counts == {1: 0, 2: 1, 3: 1, 4: 2, 5: 3, 6: 4, 7: 5}
   assert caplog.messages == [
     "dropped 5 faulty objects (first: 2.png: object 2: degenerate box [1, 2, -1, 8]: width -2, height 6)"
@@ -297,7 +306,6 @@ def test_an_image_that_cannot_be_read_ends_the_batches_with_its_name(workers):
 def test_a_file_of_another_size_than_its_annotations_is_refused():
 
   class Resized(Rectangles):
-
     def image(self, index: int) -> np.ndarray:
       return np.zeros((10, 20, 3), np.uint8)
 

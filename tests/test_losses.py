@@ -36,7 +36,7 @@ def test_sigmoid_cross_entropy_is_finite_for_extreme_logits():
 
 
 @pytest.mark.parametrize(
-  'beta, expected',
+  "beta, expected",
   [
     (1.0, [0, 0.125, 0.5, 2.5]),
     (0.0, [0, 0.5, 1, 3]),
@@ -50,14 +50,14 @@ def test_smooth_l1_is_a_parabola_inside_beta_and_a_line_outside(beta, expected):
 
 
 @pytest.mark.parametrize(
-  'loss',
+  "loss",
   [
     lambda x, targets: losses.softmax_cross_entropy(x, jnp.array([1, -(2**31)]), FIRST),
     lambda x, targets: losses.sigmoid_cross_entropy(x, targets, FIRST),
     lambda x, targets: losses.smooth_l1(x, targets, FIRST, beta=1.0),
     lambda x, targets: losses.smooth_l1(x, targets, FIRST, beta=0.0),
   ],
-  ids=['softmax', 'sigmoid', 'smooth_l1', 'l1'],
+  ids=["softmax", "sigmoid", "smooth_l1", "l1"],
 )
 def test_garbage_in_rows_that_are_not_valid_reaches_neither_value_nor_gradient(loss):
   both = jax.jit(jax.value_and_grad(loss))

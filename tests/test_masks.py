@@ -50,7 +50,7 @@ def test_a_circle_seen_from_a_shifted_region_is_the_circle():
   np.testing.assert_array_equal(got[sure], (radius < 40)[sure])
 
 
-@pytest.mark.parametrize('roi', [[5, 5, 5, 5], [9, 9, 1, 1]])
+@pytest.mark.parametrize("roi", [[5, 5, 5, 5], [9, 9, 1, 1]])
 def test_degenerate_boxes_and_regions_give_zeros_and_ones_only(roi):
   assert set(np.unique(target(FULL, roi))) <= {0.0, 1.0}
   np.testing.assert_array_equal(target(FULL, [0, 0, 9, 9], box=np.float32([roi])), np.zeros((4, 4)))

@@ -52,9 +52,7 @@ def test_equals_greedy_with_ties_duplicates_and_groups(case):
   boxes, scores, valid, groups = case
   expected = greedy(boxes, scores, valid, groups)
   assert rows(compiled(boxes, scores, valid, groups=groups)) == expected
-  np.testing.assert_array_equal(
-    np.flatnonzero(compiled_mask(boxes, scores, valid, groups=groups)), sorted(expected)
-  )
+  np.testing.assert_array_equal(np.flatnonzero(compiled_mask(boxes, scores, valid, groups=groups)), sorted(expected))
 
 
 @settings(deadline=None, max_examples=20)

@@ -64,7 +64,9 @@ def test_clipping_is_by_the_global_norm():
 def test_the_first_matching_rule_counts_and_matches_whole_paths():
   biases, backbone, rest = Rule(r".*/bias", weight_decay=0.0), Rule(r"backbone/.*", frozen=True), Rule(r".*")
   assert optim.resolve((biases, backbone, rest), PARAMS) == {
-    "backbone/conv/kernel": backbone, "backbone/conv/bias": biases, "box/kernel": rest,
+    "backbone/conv/kernel": backbone,
+    "backbone/conv/bias": biases,
+    "box/kernel": rest,
   }
 
 

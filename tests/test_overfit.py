@@ -48,13 +48,18 @@ def test_eight_coco_images_are_learnt_by_heart(tmp_path):
   experiment = Experiment(
     name="overfit",
     data=Data(
-      train=source, eval=source, resize=Resize(short_side=(320,), long_side=320), canvases=((320, 320),),
-      augmentations=(), batch_size=(4, 4),
+      train=source,
+      eval=source,
+      resize=Resize(short_side=(320,), long_side=320),
+      canvases=((320, 320),),
+      augmentations=(),
+      batch_size=(4, 4),
     ),
     model=Detector(
       backbone=Fpn(SqueezeNet(levels=(3, 5, 9)), channels=128),
       proposer=Rpn(
-        anchor_sizes=((16.0, 32.0), (64.0, 96.0), (128.0, 192.0), (256.0, 320.0)), num_pre_nms=(500, 500),
+        anchor_sizes=((16.0, 32.0), (64.0, 96.0), (128.0, 192.0), (256.0, 320.0)),
+        num_pre_nms=(500, 500),
         num_post_nms=(300, 200),
       ),
       pool=RoiAlign(num_levels=3),

@@ -14,19 +14,21 @@ from rcnn_jax.ops import pooling
 
 SCALE = 1 / 8
 FEATURES = np.random.default_rng(0).normal(size=(9, 12, 3)).astype(np.float32)
-BOXES = np.float32([
-  [0, 0, 96, 72],  # the whole canvas
-  [3, 5, 40, 33],
-  [50.5, 20.25, 54, 71],  # narrower than a cell
-  [10, 10, 10, 10],  # empty
-  [30, 30, 20, 25],  # inside out
-  [-20, -30, 60, 40],  # beyond the top left corner
-  [70, 50, 130, 110],  # beyond the bottom right corner
-  [200, 10, 300, 60],  # outside
-  [88, 64, 96, 72],  # the last cell
-  [24, 16, 72, 48],  # whole cells, whose number times 1 / 3 or 1 / 7 is not whole in float32
-  [4, 4, 12, 12],  # halves, which C rounds away from zero
-])
+BOXES = np.float32(
+  [
+    [0, 0, 96, 72],  # the whole canvas
+    [3, 5, 40, 33],
+    [50.5, 20.25, 54, 71],  # narrower than a cell
+    [10, 10, 10, 10],  # empty
+    [30, 30, 20, 25],  # inside out
+    [-20, -30, 60, 40],  # beyond the top left corner
+    [70, 50, 130, 110],  # beyond the bottom right corner
+    [200, 10, 300, 60],  # outside
+    [88, 64, 96, 72],  # the last cell
+    [24, 16, 72, 48],  # whole cells, whose number times 1 / 3 or 1 / 7 is not whole in float32
+    [4, 4, 12, 12],  # halves, which C rounds away from zero
+  ]
+)
 
 
 def bilinear(features, y, x):
@@ -86,9 +88,9 @@ def loop_roi_pool(features, boxes, rows, columns, scale):
   return out
 
 
-@pytest.mark.parametrize('aligned', [False, True])
-@pytest.mark.parametrize('ratio', [0, 1, 2, 3])
-@pytest.mark.parametrize('output_size', [3, (2, 5)])
+@pytest.mark.parametrize("aligned", [False, True])
+@pytest.mark.parametrize("ratio", [0, 1, 2, 3])
+@pytest.mark.parametrize("output_size", [3, (2, 5)])
 def test_roi_align_is_torchvisions(aligned, ratio, output_size):
   rows, columns = (3, 3) if output_size == 3 else output_size
   pool = functools.partial(
@@ -108,7 +110,7 @@ def test_roi_align_of_a_ramp_is_the_coordinate_of_the_bins_centre():
   np.testing.assert_allclose(got[0, :, :, 0], [[24, 40], [24, 40]], rtol=1e-6)
 
 
-@pytest.mark.parametrize('ratio', [0, 2])
+@pytest.mark.parametrize("ratio", [0, 2])
 def test_the_gradient_of_roi_align_is_its_transpose(ratio):
   # The function is linear in the features: <pool(f), c> = <f, gradient> for every f and c.
   pool = functools.partial(
@@ -121,7 +123,7 @@ def test_the_gradient_of_roi_align_is_its_transpose(ratio):
   np.testing.assert_allclose(product(other)[0], (other * gradient).sum(), atol=1e-4)
 
 
-@pytest.mark.parametrize('output_size', [3, 7, (2, 5)])
+@pytest.mark.parametrize("output_size", [3, 7, (2, 5)])
 def test_roi_max_pool_is_torchvisions(output_size):
   rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
   boxes = np.clip(BOXES, -16, np.float32([112, 88, 112, 88]))  # two cells beyond the map
@@ -146,7 +148,7 @@ def test_no_gradient_goes_to_the_boxes():
 
 
 @pytest.mark.parametrize(
-  'side, level',
+  "side, level",
   [(0, 2), (16, 2), (111.9, 2), (112, 3), (223.9, 3), (224, 4), (447, 4), (448, 5), (896, 5), (1e6, 5)],
 )
 def test_level_of(side, level):
@@ -157,7 +159,7 @@ def test_multilevel_roi_align_pools_each_region_from_its_own_level():
   rng = np.random.default_rng(3)
   levels = [rng.normal(size=(64 // s, 96 // s, 2)).astype(np.float32) for s in (4, 8, 16)]
   boxes = np.float32([[0, 0, 20, 20], [10, 8, 50, 40], [0, 0, 96, 64], [3, 3, 3, 3], [90, 60, 96, 64]])
-  settings = {'output_size': 3, 'sampling_ratio': 2, 'aligned': False}
+  settings = {"output_size": 3, "sampling_ratio": 2, "aligned": False}
   pyramid = functools.partial(
     pooling.multilevel_roi_align, strides=(4, 8, 16), canonical_size=32.0, canonical_level=3, **settings
   )
@@ -170,7 +172,7 @@ def test_multilevel_roi_align_pools_each_region_from_its_own_level():
 
 
 def test_strides_that_are_no_pyramid_are_refused():
-  with pytest.raises(ValueError, match='powers of two'):
+  with pytest.raises(ValueError, match="powers of two"):
     pooling.multilevel_roi_align([FEATURES] * 2, BOXES, strides=(8, 32), output_size=3, aligned=True)
 
 

@@ -7,8 +7,8 @@ import pathlib
 import types
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from launch.predict import matching_files, predict, read_upright
 from rcnn_jax.evaluation.detect import EvaluationError
@@ -38,8 +38,9 @@ def test_entries_are_coco_results_with_the_names_of_file_and_category_beside(tmp
   assert unread == []
   plain = [{k: v for k, v in e.items() if k not in ("segmentation", "score")} for e in entries]
   assert plain == [
-      {"image_id": 1, "category_id": 7, "bbox": [4, 6, 16, 12], "category": "red", "file_name": "a.png"},
-      {"image_id": 2, "category_id": 7, "bbox": [6, 4, 12, 16], "category": "red", "file_name": "b.png"}]
+    {"image_id": 1, "category_id": 7, "bbox": [4, 6, 16, 12], "category": "red", "file_name": "a.png"},
+    {"image_id": 2, "category_id": 7, "bbox": [6, 4, 12, 16], "category": "red", "file_name": "b.png"},
+  ]
   assert [e["segmentation"]["size"] for e in entries] == [[24, 32], [32, 24]]
   assert {p.name for p in (tmp_path / "out").iterdir()} == {"a.png", "b.png", "detections.json"}
 
@@ -55,13 +56,16 @@ def test_a_file_that_is_no_image_is_named_and_the_others_are_worked_on(tmp_path,
   (tmp_path / "bad.png").write_text("not an image")
   (tmp_path / "empty.png").write_bytes(b"")
   whole = (tmp_path / "good.png").read_bytes()
-  (tmp_path / "torn.png").write_bytes(whole[:len(whole) // 2])
+  (tmp_path / "torn.png").write_bytes(whole[: len(whole) // 2])
   unread, entries = run(tmp_path)
   assert [p.name for p in unread] == ["bad.png", "empty.png", "torn.png"]
   assert [e["file_name"] for e in entries] == ["good.png"]
   warnings = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning: ")]
   assert [str(tmp_path / n) in w for n, w in zip(("bad.png", "empty.png", "torn.png"), warnings, strict=True)] == [
-      True, True, True]
+    True,
+    True,
+    True,
+  ]
 
 
 def test_no_file_that_can_be_read_still_writes_an_empty_list(tmp_path):
@@ -95,13 +99,16 @@ RED = scene()
 GREY = np.asarray(Image.fromarray(RED).convert("L"))
 
 
-@pytest.mark.parametrize("name, image, expected", [
+@pytest.mark.parametrize(
+  "name, image, expected",
+  [
     ("colour", Image.fromarray(RED), RED),
     ("grey", Image.fromarray(GREY), np.dstack([GREY] * 3)),
     ("alpha", Image.fromarray(np.dstack([RED, GREY])), RED),
     ("palette", Image.fromarray(RED).convert("P", palette=Image.Palette.ADAPTIVE), RED),
     ("sixteen_bits", Image.fromarray(GREY.astype(np.uint16) * 257), np.dstack([GREY] * 3)),
-])
+  ],
+)
 def test_every_kind_of_image_is_read_as_rgb(tmp_path, name, image, expected):
   path = pathlib.Path(tmp_path, f"{name}.png")
   image.save(path)

@@ -15,8 +15,8 @@ def bits(keys):
 
 
 def test_names_give_different_keys_and_the_same_name_the_same():
-  assert (bits(random.named(KEY, 'rois')) == bits(random.named(KEY, 'rois'))).all()
-  assert (bits(random.named(KEY, 'rois')) != bits(random.named(KEY, 'anchors'))).any()
+  assert (bits(random.named(KEY, "rois")) == bits(random.named(KEY, "rois"))).all()
+  assert (bits(random.named(KEY, "rois")) != bits(random.named(KEY, "anchors"))).any()
 
 
 def test_the_key_of_an_image_depends_neither_on_its_place_nor_on_its_batch():
@@ -29,4 +29,4 @@ def test_the_key_of_an_image_depends_neither_on_its_place_nor_on_its_batch():
 def test_names_are_hashed_in_the_same_way_in_every_process():
   # Python's own hash of strings changes from run to run. crc32 of "rois", by zlib, zip or any other.
   expected = jax.random.fold_in(KEY, np.uint32(0xDECACB7E))
-  np.testing.assert_array_equal(bits(random.named(KEY, 'rois')), bits(expected))
+  np.testing.assert_array_equal(bits(random.named(KEY, "rois")), bits(expected))

@@ -8,23 +8,34 @@ import json
 import re
 
 import numpy as np
-from PIL import Image
 import pytest
+from PIL import Image
 
 from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.evaluation.report import read_run, write_report
 
 SETTINGS = {
-    "class": "rcnn_jax.experiment:Experiment", "name": "faster_<b>", "seed": 3,
-    "data": {"class": "rcnn_jax.data:Data", "train": {"class": "rcnn_jax.data.voc:VocFolder", "root": "blood"},
-             "batch_size": [2, 4]},
-    "model": {"class": "rcnn_jax.models.detector:Detector", "backbone": {"class": "x:SqueezeNet", "frozen": 2}},
-    "stages": [{"class": "rcnn_jax.training.stages:Sgd", "steps": 40,
-                "schedule": {"class": "x:Cosine", "peak": 0.01}}],
-    "evaluation": {"class": "rcnn_jax.experiment:Evaluation", "keep_best": "bbox/AP50"}}
+  "class": "rcnn_jax.experiment:Experiment",
+  "name": "faster_<b>",
+  "seed": 3,
+  "data": {
+    "class": "rcnn_jax.data:Data",
+    "train": {"class": "rcnn_jax.data.voc:VocFolder", "root": "blood"},
+    "batch_size": [2, 4],
+  },
+  "model": {"class": "rcnn_jax.models.detector:Detector", "backbone": {"class": "x:SqueezeNet", "frozen": 2}},
+  "stages": [{"class": "rcnn_jax.training.stages:Sgd", "steps": 40, "schedule": {"class": "x:Cosine", "peak": 0.01}}],
+  "evaluation": {"class": "rcnn_jax.experiment:Evaluation", "keep_best": "bbox/AP50"},
+}
 
-METRICS = {"bbox/AP": 0.512, "bbox/AP50": 0.861, "bbox/APs": None, "bbox/AP/cell & co": 0.437, "voc/mAP_area": 0.733,
-           "voc/AP_area/cell & co": 0.733}
+METRICS = {
+  "bbox/AP": 0.512,
+  "bbox/AP50": 0.861,
+  "bbox/APs": None,
+  "bbox/AP/cell & co": 0.437,
+  "voc/mAP_area": 0.733,
+  "voc/AP_area/cell & co": 0.733,
+}
 
 
 def row(step, kind, **values):
@@ -67,10 +78,20 @@ def test_a_whole_run(tmp_path):
   path = write_report(write_run(tmp_path, rows, evaluations={40: METRICS}))
   text = text_of(path)
   assert path == tmp_path / "report.html"
-  for part in ("faster_&lt;b&gt;", "SqueezeNet · VocFolder · 40 steps · seed 3", "51.2 COCO box AP",
-               "bbox/AP50 (COCO box AP, IoU 0.50) 86.1", "bbox/APs –", "voc/mAP_area (VOC mAP, area, IoU 0.5) 73.3",
-               "cell &amp; co 43.7 73.3", "training, images/s (median) 4.00", "share of the time (median) 25.0%",
-               "training, seconds 20", "stages.0.schedule.peak 0.01", "jax"):
+  for part in (
+    "faster_&lt;b&gt;",
+    "SqueezeNet · VocFolder · 40 steps · seed 3",
+    "51.2 COCO box AP",
+    "bbox/AP50 (COCO box AP, IoU 0.50) 86.1",
+    "bbox/APs –",
+    "voc/mAP_area (VOC mAP, area, IoU 0.5) 73.3",
+    "cell &amp; co 43.7 73.3",
+    "training, images/s (median) 4.00",
+    "share of the time (median) 25.0%",
+    "training, seconds 20",
+    "stages.0.schedule.peak 0.01",
+    "jax",
+  ):
     assert part in text
   assert {(tmp_path / name).is_file() for name in ("loss.png", "ap.png")} == {True}
 

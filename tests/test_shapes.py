@@ -28,7 +28,9 @@ def test_sizes_classes_and_splits(spec, source):
   assert len(source) == 50
   assert len(Shapes(spec.data_dir, "eval", side=96, num_train=50, num_eval=4).open()) == 4
   assert [(category.id, category.name) for category in source.categories] == [
-    (1, "circle"), (2, "square"), (3, "triangle"),
+    (1, "circle"),
+    (2, "square"),
+    (3, "triangle"),
   ]
   assert source.image(0).shape == (96, 96, 3) and source.image(0).dtype == np.uint8
 

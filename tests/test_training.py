@@ -12,7 +12,8 @@ import pytest
 import tiny
 
 from rcnn_jax.experiment import Evaluation
-from rcnn_jax.training import checkpoint, log, loop, mesh as meshes
+from rcnn_jax.training import checkpoint, log, loop
+from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import AdamW, Constant, Rule, TrainingError, flatten
 from rcnn_jax.training.stages import Sgd
 from rcnn_jax.training.step import create_state, make_train_step
@@ -126,8 +127,15 @@ def train(exp, workdir, *, evaluate=None, loader=tiny.Loader, log_every=2):
   checkpoint.write_experiment(workdir, exp, tiny.CATEGORIES)
   batches = functools.partial(loader, exp.data, exp.seed)
   return loop.run(
-    exp, workdir, tiny.model_of(exp), tiny.variables_of(exp), exp.data.num_images, batches, evaluate=evaluate,
-    mesh=ONE, log_every=log_every,
+    exp,
+    workdir,
+    tiny.model_of(exp),
+    tiny.variables_of(exp),
+    exp.data.num_images,
+    batches,
+    evaluate=evaluate,
+    mesh=ONE,
+    log_every=log_every,
   )
 
 
@@ -140,10 +148,22 @@ def test_a_run_logs_evaluates_and_learns(tmp_path, capsys):
   train(exp, tmp_path, evaluate=evaluate, log_every=20)
   rows = log.rows(tmp_path)
   assert [(row["step"], row["kind"]) for row in rows] == [
-    (20, "train"), (40, "train"), (40, "eval"), (60, "train"), (60, "eval")
+    (20, "train"),
+    (40, "train"),
+    (40, "eval"),
+    (60, "train"),
+    (60, "eval"),
   ]
   assert set(rows[0]) == {
-    "step", "kind", "loss", "loss/class", "loss/size", "lr", "grad_norm", "images_per_s", "data_wait"
+    "step",
+    "kind",
+    "loss",
+    "loss/class",
+    "loss/size",
+    "lr",
+    "grad_norm",
+    "images_per_s",
+    "data_wait",
   }
   assert rows[3]["loss"] < rows[0]["loss"]
   assert rows[2] == {"step": 40, "kind": "eval", "bbox/AP": 0.4, "bbox/AP75": None}

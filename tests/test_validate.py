@@ -9,12 +9,12 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from test_coco_source import contents, write
+from test_voc import write_image, write_object
 
 from rcnn_jax.data import validate
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.voc import VocFolder
-from test_coco_source import contents, write
-from test_voc import write_image, write_object
 
 BCCD = pathlib.Path(__file__).parents[2] / "shared" / "data" / "bccd"
 

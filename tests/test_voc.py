@@ -122,5 +122,6 @@ def test_blood_smears():
   assert {category.name for category in source.categories} == {"WBC", "RBC", "Platelets"}
   faulty = {source.annotations(index).file_name: object_faults(source.annotations(index)) for index in range(292)}
   assert {name: list(rows) for name, rows in faulty.items() if rows} == {
-    "BloodImage_00338.jpg": [12], "BloodImage_00343.jpg": [3],
+    "BloodImage_00338.jpg": [12],
+    "BloodImage_00343.jpg": [3],
   }

@@ -75,9 +75,16 @@ def test_objects_of_other_images_and_classes_are_not_hit():
 
 def test_the_mean_is_over_the_classes_that_have_objects():
   numbers = voc_metrics(truth_dataset([annotations(1, [A, B], [1, 2])], CATEGORIES), [entry(1, 7, A, 0.9)])
-  assert numbers == {"voc/mAP_11pt": 0.5, "voc/mAP_area": 0.5, "voc/AP_11pt/red": 1, "voc/AP_area/red": 1,
-                     "voc/AP_11pt/green": 0, "voc/AP_area/green": 0, "voc/AP_11pt/blue": None,
-                     "voc/AP_area/blue": None}
+  assert numbers == {
+    "voc/mAP_11pt": 0.5,
+    "voc/mAP_area": 0.5,
+    "voc/AP_11pt/red": 1,
+    "voc/AP_area/red": 1,
+    "voc/AP_11pt/green": 0,
+    "voc/AP_area/green": 0,
+    "voc/AP_11pt/blue": None,
+    "voc/AP_area/blue": None,
+  }
 
 
 def test_without_objects_or_results():

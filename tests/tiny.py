@@ -79,12 +79,19 @@ def batch_of(ids: np.ndarray, canvas: tuple[int, int] = (4, 8)) -> Batch:
     image[..., k - 1] += 100
   one = (len(ids), 1)
   truth = GroundTruth(
-    boxes=np.zeros((*one, 4), np.float32), classes=classes[:, None], crowd=np.zeros(one, bool),
-    difficult=np.zeros(one, bool), valid=np.ones(one, bool),
+    boxes=np.zeros((*one, 4), np.float32),
+    classes=classes[:, None],
+    crowd=np.zeros(one, bool),
+    difficult=np.zeros(one, bool),
+    valid=np.ones(one, bool),
   )
   return Batch(
-    image=images, image_size=np.tile(np.int32(canvas), (len(ids), 1)), scale=np.ones((len(ids), 2), np.float32),
-    image_id=ids, valid=np.ones(len(ids), bool), truth=truth,
+    image=images,
+    image_size=np.tile(np.int32(canvas), (len(ids), 1)),
+    scale=np.ones((len(ids), 2), np.float32),
+    image_id=ids,
+    valid=np.ones(len(ids), bool),
+    truth=truth,
   )
 
 
@@ -122,8 +129,13 @@ def experiment(stages: tuple | None = None, **changes) -> Experiment:
   """Six steps of cosine decay with warm-up, a checkpoint every three."""
   stage = Sgd(steps=6, optimizer=Momentum(0.9), schedule=Cosine(0.5, warmup_steps=2), weight_decay=1e-3, ema=0.5)
   return Experiment(
-    name="tiny", data=Data(), model=Classifier(Backbone()), stages=stages or (stage,), evaluation=Evaluation(),
-    checkpoints=Checkpoints(every_steps=3), **changes,
+    name="tiny",
+    data=Data(),
+    model=Classifier(Backbone()),
+    stages=stages or (stage,),
+    evaluation=Evaluation(),
+    checkpoints=Checkpoints(every_steps=3),
+    **changes,
   )
 
 

@@ -140,12 +140,12 @@ def _contents(path: pathlib.Path) -> dict:
   needed = {"images": ("id", "file_name", "height", "width"), "annotations": (), "categories": ("id", "name")}
   missing = [key for key in needed if not isinstance(contents, dict) or key not in contents]
   if missing:
-    raise DataError(f'{path}: has no {", ".join(missing)}: not a COCO annotation file')
+    raise DataError(f"{path}: has no {', '.join(missing)}: not a COCO annotation file")
   for kind, keys in needed.items():
     for number, entry in enumerate(contents[kind], 1):
       absent = [key for key in keys if key not in entry]
       if absent:
-        raise DataError(f'{path}: {kind}: entry {number} has no {", ".join(absent)}')
+        raise DataError(f"{path}: {kind}: entry {number} has no {', '.join(absent)}")
   return contents
 
 
@@ -164,13 +164,13 @@ def _faults(contents: dict, path: pathlib.Path) -> list[Fault]:
     faults += [Fault(str(path), f"{times} {kind} have this id", f"{name} {number}") for number, times in repeated]
   for image in contents["images"]:
     if not isinstance(image["id"], int) or not 0 <= image["id"] < 2**31:
-      faults.append(Fault(image["file_name"], f'image id {image["id"]!r} is no whole number below 2 ** 31'))
+      faults.append(Fault(image["file_name"], f"image id {image['id']!r} is no whole number below 2 ** 31"))
   file_of = {image["id"]: image["file_name"] for image in contents["images"]}
   known = {category["id"] for category in contents["categories"]}
   sizes = {image["id"]: (image["height"], image["width"]) for image in contents["images"]}
   for entry in contents["annotations"]:
     image_id = entry.get("image_id")
-    item = f'annotation {entry.get("id")}'
+    item = f"annotation {entry.get('id')}"
     file = file_of.get(image_id, str(path))
     if image_id not in file_of:
       faults.append(Fault(file, f"belongs to image {image_id}, which is not in the table of images", item))
@@ -183,13 +183,13 @@ def _faults(contents: dict, path: pathlib.Path) -> list[Fault]:
 def _entry_problems(entry: dict, known: set, size: tuple[int, int]):
   """Yields (problem, fatal) for one annotation; degenerate boxes and empty masks are told by `object_faults`."""
   if entry.get("category_id") not in known:
-    yield f'category id {entry.get("category_id")} is not in the table of categories', True
+    yield f"category id {entry.get('category_id')} is not in the table of categories", True
   if not _is_box(entry.get("bbox")):
-    yield f'bbox {entry.get("bbox")} is not four numbers', True
+    yield f"bbox {entry.get('bbox')} is not four numbers", True
   if not math.isfinite(entry.get("area", 0)):
-    yield f'area {entry["area"]} is not a number', False
+    yield f"area {entry['area']} is not a number", False
   segmentation = entry.get("segmentation")
   if isinstance(segmentation, dict) and tuple(segmentation.get("size", ())) != size:
-    yield f'the mask is {segmentation.get("size")}, the image is {list(size)} (height, width)', True
+    yield f"the mask is {segmentation.get('size')}, the image is {list(size)} (height, width)", True
   if isinstance(segmentation, list) and not all(_is_polygon(polygon) for polygon in segmentation):
     yield "a polygon of fewer than three points, or of an odd number of coordinates", False

@@ -7,9 +7,9 @@ over more processes changes none of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 import dataclasses
 import functools
+from collections.abc import Iterator
 
 import grain
 import numpy as np

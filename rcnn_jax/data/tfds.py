@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import dataclasses
 import importlib.util
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Tfds:
       raise DataError(f"{builder.data_dir}: no split {self.split!r}; it has {have}")
     features = builder.info.features
     if "image" not in features or "objects" not in features:
-      raise DataError(f'{builder.data_dir}: not a detection data set: its features are {", ".join(features)}')
+      raise DataError(f"{builder.data_dir}: not a detection data set: its features are {', '.join(features)}")
     records = _records(builder, self.split)
     annotations = tuple(_annotations(records[row], row, self.name) for row in range(len(records)))
     names = features["objects"]["label"].names
@@ -81,7 +81,7 @@ def _prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
     raise DataError(f"{folder}: no prepared TFDS data set (no dataset_info.json in it)")
   configs = {path.parent for path in found}
   if len(configs) > 1:
-    raise DataError(f'{folder}: several configurations, name one: {", ".join(sorted(p.name for p in configs))}')
+    raise DataError(f"{folder}: several configurations, name one: {', '.join(sorted(p.name for p in configs))}")
   return max(found, key=lambda path: tfds.core.Version(path.name))
 
 

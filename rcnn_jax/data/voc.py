@@ -99,7 +99,7 @@ def _split_names(root: pathlib.Path, split: str) -> list[str]:
   path = root / "ImageSets" / "Main" / f"{split}.txt"
   if not path.is_file():
     have = sorted(file.stem for file in path.parent.glob("*.txt"))
-    raise DataError(f'{path}: no such split; the folder has {", ".join(have) or "none"}')
+    raise DataError(f"{path}: no such split; the folder has {', '.join(have) or 'none'}")
   # A per-class split file has a second column (1, -1, 0): the name is the first word.
   return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
 
@@ -145,7 +145,7 @@ def _faults(root, names, parsed, known) -> list[Fault]:
     faults.extend(parsed[name].faults)
     for item in parsed[name].objects:
       if item.name not in known:
-        problem = f'class {item.name!r} is none of {", ".join(known)}'
+        problem = f"class {item.name!r} is none of {', '.join(known)}"
         faults.append(Fault(str(root / "Annotations" / f"{name}.xml"), problem, f"object {item.number}"))
   return faults
 

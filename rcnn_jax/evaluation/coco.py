@@ -12,9 +12,9 @@ Decisions where pycocotools leaves a choice:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 import contextlib
 import io
+from collections.abc import Sequence
 
 import numpy as np
 from pycocotools import mask as rle
@@ -53,9 +53,14 @@ def truth_dataset(annotations: Sequence[Annotations], categories: Sequence[Categ
 
 def _truth_object(one: Annotations, row: int, categories: Sequence[Category]) -> dict:
   x1, y1, x2, y2 = (float(v) for v in one.boxes[row])
-  truth = {"image_id": int(one.image_id), "category_id": int(categories[int(one.classes[row]) - 1].id),
-           "bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(one.areas[row]), "iscrowd": int(one.crowd[row]),
-           "difficult": int(one.difficult[row])}
+  truth = {
+    "image_id": int(one.image_id),
+    "category_id": int(categories[int(one.classes[row]) - 1].id),
+    "bbox": [x1, y1, x2 - x1, y2 - y1],
+    "area": float(one.areas[row]),
+    "iscrowd": int(one.crowd[row]),
+    "difficult": int(one.difficult[row]),
+  }
   if one.segmentations is not None:
     truth["segmentation"] = one.segmentations[row]
   if one.keypoints is not None:
@@ -64,8 +69,12 @@ def _truth_object(one: Annotations, row: int, categories: Sequence[Category]) ->
   return truth
 
 
-def coco_metrics(truth: dict, entries: Sequence[dict], kind: str = "bbox", max_detections: int = 100,
-                 ) -> tuple[dict[str, float | None], dict[str, list[float]]]:
+def coco_metrics(
+  truth: dict,
+  entries: Sequence[dict],
+  kind: str = "bbox",
+  max_detections: int = 100,
+) -> tuple[dict[str, float | None], dict[str, list[float]]]:
   """AP and AR of one kind.
 
   Args:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-import numpy as np
 
 from rcnn_jax.evaluation import paste
 from rcnn_jax.types import Batch, Detections
@@ -38,8 +38,15 @@ class Results:
   kinds: tuple[str, ...]
 
 
-def detect(model, variables, batches: Iterable[Batch], sizes: Mapping[int, tuple[int, int]],
-           category_ids: Sequence[int], *, mesh: Mesh | None = None) -> Results:
+def detect(
+  model,
+  variables,
+  batches: Iterable[Batch],
+  sizes: Mapping[int, tuple[int, int]],
+  category_ids: Sequence[int],
+  *,
+  mesh: Mesh | None = None,
+) -> Results:
   """Runs `model` over `batches`, each image exactly once.
 
   The next batch is dispatched before the last one is converted, so that host and device work at the same time.
@@ -92,8 +99,9 @@ def _kinds(found: Detections) -> tuple[str, ...]:
   return ("bbox", *(kind for kind, values in extra if values is not None))
 
 
-def _convert(batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequence[int],
-             seen: list[int]) -> list[dict]:
+def _convert(
+  batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequence[int], seen: list[int]
+) -> list[dict]:
   """Entries of one batch; the ids of its images are added to `seen`."""
   found = _fetch(found)
   entries = []
@@ -107,8 +115,9 @@ def _convert(batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequ
   return entries
 
 
-def image_entries(found: Detections, image_id: int, scale: np.ndarray, size: tuple[int, int],
-                  category_ids: Sequence[int]) -> list[dict]:
+def image_entries(
+  found: Detections, image_id: int, scale: np.ndarray, size: tuple[int, int], category_ids: Sequence[int]
+) -> list[dict]:
   """COCO results entries of one image.
 
   Args:
@@ -130,8 +139,12 @@ def image_entries(found: Detections, image_id: int, scale: np.ndarray, size: tup
   clipped = np.clip(boxes, 0.0, limits)
   entries = []
   for row, box, (x1, y1, x2, y2) in zip(rows, boxes, clipped):
-    entry = {"image_id": image_id, "category_id": int(category_ids[int(found.classes[row]) - 1]),
-             "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)], "score": float(found.scores[row])}
+    entry = {
+      "image_id": image_id,
+      "category_id": int(category_ids[int(found.classes[row]) - 1]),
+      "bbox": [float(x1), float(y1), float(x2 - x1), float(y2 - y1)],
+      "score": float(found.scores[row]),
+    }
     if found.masks is not None:
       entry["segmentation"] = paste.encode(paste.paste(found.masks[row], box, size))
     if found.keypoints is not None:

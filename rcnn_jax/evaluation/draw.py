@@ -5,8 +5,8 @@ Only drawing on arrays lives here; objects come in COCO's form, ground truth (no
 
 from __future__ import annotations
 
-from collections import Counter
 import colorsys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -17,15 +17,42 @@ Colour = tuple[int, int, int]
 
 # Told apart on photographs, on microscope images, and by most colour-blind people (after Okabe and Ito, brightened).
 PALETTE: tuple[Colour, ...] = (
-    (255, 176, 0), (38, 166, 255), (255, 84, 112), (0, 201, 144), (190, 120, 255), (255, 238, 82), (255, 126, 54),
-    (104, 224, 255), (255, 140, 214), (158, 222, 60))
+  (255, 176, 0),
+  (38, 166, 255),
+  (255, 84, 112),
+  (0, 201, 144),
+  (190, 120, 255),
+  (255, 238, 82),
+  (255, 126, 54),
+  (104, 224, 255),
+  (255, 140, 214),
+  (158, 222, 60),
+)
 INK, PAPER, QUIET = (24, 28, 36), (255, 255, 255), (110, 118, 132)
 MASK_OPACITY = 0.42
 MANY = 20  # objects of one sole class, from which its name is not repeated in each label
 # Joined joints (first is 0) of COCO's 17 keypoints.
 SKELETON = (
-    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
-    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6))
+  (15, 13),
+  (13, 11),
+  (16, 14),
+  (14, 12),
+  (11, 12),
+  (5, 11),
+  (6, 12),
+  (5, 6),
+  (5, 7),
+  (6, 8),
+  (7, 9),
+  (8, 10),
+  (1, 2),
+  (0, 1),
+  (0, 2),
+  (1, 3),
+  (2, 4),
+  (3, 5),
+  (4, 6),
+)
 LINE_SHADE = 0.55  # the dark rim under a line, so that it is seen on a light background as well
 
 
@@ -66,8 +93,15 @@ def class_colours(names: Mapping[int, str]) -> dict[int, Colour]:
   return {key: PALETTE[n] if n < len(PALETTE) else extra(n) for n, key in enumerate(names)}
 
 
-def side_by_side(image: np.ndarray, truth: Sequence[dict], detections: Sequence[dict], names: Mapping[int, str], *,
-                 title: str = "", min_score: float = 0.0) -> np.ndarray:
+def side_by_side(
+  image: np.ndarray,
+  truth: Sequence[dict],
+  detections: Sequence[dict],
+  names: Mapping[int, str],
+  *,
+  title: str = "",
+  min_score: float = 0.0,
+) -> np.ndarray:
   """Ground truth on the left, detections of at least `min_score` on the right, with counts and a legend of classes.
 
   Args are those of `draw`; returns u8[H', W', 3].
@@ -138,8 +172,14 @@ def _label(one: dict, name: str) -> str:
   return " ".join(part for part in (name, *score, *flags) if part)
 
 
-def _draw_labels(pen: ImageDraw.ImageDraw, objects: Sequence[dict], names: Mapping[int, str], factor: float,
-                 size: tuple[int, int], width: int) -> None:
+def _draw_labels(
+  pen: ImageDraw.ImageDraw,
+  objects: Sequence[dict],
+  names: Mapping[int, str],
+  factor: float,
+  size: tuple[int, int],
+  width: int,
+) -> None:
   """A filled tag at each box, above it where there is room, best scores first."""
   font = _font(max(13, min(20, max(size) / 60)) if len(objects) <= 40 else 13)
   colours, placed = class_colours(names), np.zeros((0, 4))
@@ -178,8 +218,14 @@ def _ink_on(colour: Colour) -> Colour:
   return INK if luminance > 130 else PAPER
 
 
-def _draw_legend(pen: ImageDraw.ImageDraw, objects: Sequence[dict], names: Mapping[int, str],
-                 start: tuple[float, float], right: float, title: str) -> None:
+def _draw_legend(
+  pen: ImageDraw.ImageDraw,
+  objects: Sequence[dict],
+  names: Mapping[int, str],
+  start: tuple[float, float],
+  right: float,
+  title: str,
+) -> None:
   """The classes in the picture, most frequent first, as far as there is room; the title stands at the right."""
   font, colours = _font(17), class_colours(names)
   x, y = start

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,13 +19,21 @@ PICTURE_MIN_SCORE = 0.5
 # What stands in the printed table, in this order; the rest of metrics.json goes unprinted.
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl")
 MEANINGS = {
-    "AP": "mean over IoU 0.50:0.95", "AP50": "IoU 0.50", "AP75": "IoU 0.75", "APs": "area below 32²",
-    "APm": "area 32² to 96²", "APl": "area above 96²", "ARs": "area below 32²", "ARm": "area 32² to 96²",
-    "ARl": "area above 96²"}
+  "AP": "mean over IoU 0.50:0.95",
+  "AP50": "IoU 0.50",
+  "AP75": "IoU 0.75",
+  "APs": "area below 32²",
+  "APm": "area 32² to 96²",
+  "APl": "area above 96²",
+  "ARs": "area below 32²",
+  "ARm": "area 32² to 96²",
+  "ARl": "area above 96²",
+}
 
 
-def evaluate(model, variables, data, source, outdir, *, mesh=None, pictures: int = 8,
-             max_detections: int = 100) -> dict[str, float | None]:
+def evaluate(
+  model, variables, data, source, outdir, *, mesh=None, pictures: int = 8, max_detections: int = 100
+) -> dict[str, float | None]:
   """Evaluates a model on every image of a source, once.
 
   Writes into `outdir`: metrics.json (the returned metrics), detections.json (COCO results entries), curves.json
@@ -56,8 +64,10 @@ def evaluate(model, variables, data, source, outdir, *, mesh=None, pictures: int
   _write_json(outdir / "detections.json", results.entries)
   _write_json(outdir / "curves.json", curves)
   _write_pictures(outdir / "pictures", source, truth, results.entries, pictures)
-  print(f"{len(source)} images, {len(results.entries)} detections, {seconds:.1f} s "
-        f"({len(source) / seconds:.1f} images/s, compilation included)")
+  print(
+    f"{len(source)} images, {len(results.entries)} detections, {seconds:.1f} s "
+    f"({len(source) / seconds:.1f} images/s, compilation included)"
+  )
   print(tables(metrics, [c.name for c in source.categories], max_detections))
   return metrics
 
@@ -69,6 +79,7 @@ def _annotations(source, masks: bool) -> list[Any]:
 def detect_source(model, variables, data, source, mesh=None) -> detect.Results:
   """The model's results over the whole source; the batch is rounded up to a multiple of the mesh's devices."""
   from rcnn_jax.data import loader
+
   shares = mesh.shape["data"] if mesh is not None else 1
   batch_size = -(-data.batch_size[1] // shares) * shares
   sizes = {int(a.image_id): (int(a.size[0]), int(a.size[1])) for a in _annotations(source, masks=False)}
@@ -77,8 +88,11 @@ def detect_source(model, variables, data, source, mesh=None) -> detect.Results:
   return detect.detect(model, variables, batches, sizes, [c.id for c in source.categories], mesh=mesh)
 
 
-def measure(truth: dict, results: detect.Results, max_detections: int = 100,
-            ) -> tuple[dict[str, float | None], dict[str, dict[str, list[float]]]]:
+def measure(
+  truth: dict,
+  results: detect.Results,
+  max_detections: int = 100,
+) -> tuple[dict[str, float | None], dict[str, dict[str, list[float]]]]:
   """COCO's metrics of each kind that model and ground truth both have, then VOC's; and curves by kind and class."""
   needed = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}
   metrics, curves = {}, {}
@@ -94,7 +108,7 @@ def tables(metrics: Mapping[str, float | None], names: Sequence[str], max_detect
   kinds = [kind for kind in ("bbox", "segm", "keypoints") if f"{kind}/AP" in metrics]
   rows = []
   for row in SUMMARY:
-    for name in ([f"AR{n}" for n in (1, 10, 20, max_detections)] if row == "AR" else [row]):
+    for name in [f"AR{n}" for n in (1, 10, 20, max_detections)] if row == "AR" else [row]:
       if any(f"{kind}/{name}" in metrics for kind in kinds):
         meaning = MEANINGS.get(name, f"at most {name[2:]} detections an image")
         rows.append([f"{name:<5}  {meaning}", *(_percent(metrics, f"{kind}/{name}") for kind in kinds)])
@@ -119,8 +133,10 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _write_json(path: pathlib.Path, value: Any) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(json.dumps(value, indent=1 if isinstance(value, dict) and path.stem == "metrics" else None,
-                             allow_nan=False) + "\n")
+  path.write_text(
+    json.dumps(value, indent=1 if isinstance(value, dict) and path.stem == "metrics" else None, allow_nan=False)
+    + "\n"
+  )
 
 
 def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence[dict], count: int) -> None:
@@ -129,6 +145,7 @@ def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence
   for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)):
     image = truth["images"][index]
     objects, found = ([o for o in group if o["image_id"] == image["id"]] for group in (truth["annotations"], entries))
-    picture = draw.side_by_side(source.image(int(index)), objects, found, names, title=image["file_name"],
-                                min_score=PICTURE_MIN_SCORE)
+    picture = draw.side_by_side(
+      source.image(int(index)), objects, found, names, title=image["file_name"], min_score=PICTURE_MIN_SCORE
+    )
     Image.fromarray(picture).save(outdir / f"{pathlib.PurePath(image['file_name']).stem}.png")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
 import html
+from collections.abc import Iterable, Sequence
 
 STYLE = """
 :root { --ink: #1f2937; --quiet: #6b7280; --line: #e5e7eb; --paper: #fff; --ground: #f6f7f9; --accent: #2563eb; }
@@ -44,10 +44,13 @@ figure:last-child { margin-bottom: 0; }
 
 def document(title: str, body: Iterable[str]) -> str:
   """A page that needs no other file."""
-  return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-          f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-          f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
-          + "\n".join(body) + "\n</main>\n</body>\n</html>\n")
+  return (
+    f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+    f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    f"<title>{html.escape(title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n<main>\n"
+    + "\n".join(body)
+    + "\n</main>\n</body>\n</html>\n"
+  )
 
 
 def heading(title: str, lead: str) -> str:
@@ -77,8 +80,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], *, style: str = 
     return ""
   cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
   head = f"<thead><tr>{cells}</tr></thead>" if any(header) else ""
-  body = "".join("<tr>" + "".join(f"<td>{cell if isinstance(cell, Html) else html.escape(cell)}</td>" for cell in row)
-                 + "</tr>\n" for row in rows)
+  body = "".join(
+    "<tr>" + "".join(f"<td>{cell if isinstance(cell, Html) else html.escape(cell)}</td>" for cell in row) + "</tr>\n"
+    for row in rows
+  )
   return f'<table class="{style}">{head}<tbody>\n{body}</tbody></table>'
 
 

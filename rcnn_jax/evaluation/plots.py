@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-import numpy as np
 
 COLOURS = ("#2563eb", "#e11d48", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#65a30d")
 INK, QUIET, GRID = "#1f2937", "#6b7280", "#e5e7eb"
@@ -38,8 +38,9 @@ def metric_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> 
 
 def precision_recall_figure(curves: Mapping[str, Sequence[float]], kind: str) -> Figure:
   """Precision over recall at IoU (keypoints: OKS) 0.5, by class name; of many classes only their mean is coloured."""
-  figure, axes = _axes(f"{kind}: precision and recall, {'OKS' if kind == 'keypoints' else 'IoU'} 0.5", "recall",
-                       "precision")
+  figure, axes = _axes(
+    f"{kind}: precision and recall, {'OKS' if kind == 'keypoints' else 'IoU'} 0.5", "recall", "precision"
+  )
   recall, few = np.linspace(0.0, 1.0, 101), len(curves) <= len(COLOURS)
   for n, (name, precision) in enumerate(curves.items()):
     color = COLOURS[n % len(COLOURS)] if few else GRID

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 import dataclasses
 import importlib.metadata
 import io
@@ -10,6 +9,7 @@ import json
 import pathlib
 import platform
 import statistics
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,9 +22,14 @@ from rcnn_jax.evaluation.detect import EvaluationError
 HEADLINES = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "keypoints/AP", "voc/mAP_area", "voc/mAP_11pt")
 PLOTTED = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "keypoints/AP", "voc/mAP_area")
 MEANINGS = {
-    "bbox/AP": "COCO box AP", "segm/AP": "COCO mask AP", "keypoints/AP": "COCO keypoint AP",
-    "voc/mAP_area": "VOC mAP, area, IoU 0.5", "voc/mAP_11pt": "VOC mAP, 11 points, IoU 0.5",
-    "bbox/AP50": "COCO box AP, IoU 0.50", "bbox/AP75": "COCO box AP, IoU 0.75"}
+  "bbox/AP": "COCO box AP",
+  "segm/AP": "COCO mask AP",
+  "keypoints/AP": "COCO keypoint AP",
+  "voc/mAP_area": "VOC mAP, area, IoU 0.5",
+  "voc/mAP_11pt": "VOC mAP, 11 points, IoU 0.5",
+  "bbox/AP50": "COCO box AP, IoU 0.50",
+  "bbox/AP75": "COCO box AP, IoU 0.75",
+}
 PICTURE_WIDTH = 1400  # pixels, beyond which embedded pictures are made smaller
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pycocotools")
 
@@ -79,19 +84,28 @@ def write_report(workdir) -> pathlib.Path:
     curves.append(_save(run.workdir / "ap.png", plots.metric_figure(rows, plotted)))
   name = run.settings.get("name", run.workdir.resolve().name)
   path = run.workdir / "report.html"
-  path.write_text(page.document(f"{name}: report", [
-      page.heading(name, _lead(run)),
-      page.cards(_headlines(run)),
-      page.pair("Curves", *(page.image(data, "curve") for data in curves)),
-      page.section("Metrics, percent", _summary_table(run)),
-      page.section("Classes, percent", _class_table(run)),
-      page.pair("Precision and recall", *_precision_recall(run)),
-      page.section(f"Ground truth beside detections, step {run.best}", *_pictures(run)),
-      page.section("Speed", page.table(["", ""], _timing(run))),
-      page.section("Settings", _settings_summary(run.settings),
-                   page.details("every value of the experiment", _settings_table(run.settings))),
-      page.section("Versions", page.table(["", ""], _versions())),
-  ]), encoding="utf-8")
+  path.write_text(
+    page.document(
+      f"{name}: report",
+      [
+        page.heading(name, _lead(run)),
+        page.cards(_headlines(run)),
+        page.pair("Curves", *(page.image(data, "curve") for data in curves)),
+        page.section("Metrics, percent", _summary_table(run)),
+        page.section("Classes, percent", _class_table(run)),
+        page.pair("Precision and recall", *_precision_recall(run)),
+        page.section(f"Ground truth beside detections, step {run.best}", *_pictures(run)),
+        page.section("Speed", page.table(["", ""], _timing(run))),
+        page.section(
+          "Settings",
+          _settings_summary(run.settings),
+          page.details("every value of the experiment", _settings_table(run.settings)),
+        ),
+        page.section("Versions", page.table(["", ""], _versions())),
+      ],
+    ),
+    encoding="utf-8",
+  )
   return path
 
 
@@ -166,15 +180,25 @@ def _summary_table(run: RunFiles) -> str:
   titles = {run.best: f"best by {run.keep_best}, step {run.best:,}", run.last: f"last, step {run.last:,}"}
   titles |= {run.best: f"step {run.best:,}"} if len(steps) == 1 else {}
   names = [name for name in run.evaluations[run.best] if name.count("/") == 1]
-  rows = [[name + (f" ({MEANINGS[name]})" if name in MEANINGS else ""),
-           *(_percent(run.evaluations[step].get(name)) for step in steps)] for name in names]
+  rows = [
+    [
+      name + (f" ({MEANINGS[name]})" if name in MEANINGS else ""),
+      *(_percent(run.evaluations[step].get(name)) for step in steps),
+    ]
+    for name in names
+  ]
   return page.table(["metric", *(titles[step] for step in steps)], rows)
 
 
 def _class_table(run: RunFiles) -> str:
   metrics = run.evaluations.get(run.best, {})
-  columns = {"bbox/AP": "COCO box AP", "segm/AP": "COCO mask AP", "keypoints/AP": "COCO keypoint AP",
-             "voc/AP_area": "VOC AP, area, IoU 0.5", "voc/AP_11pt": "VOC AP, 11 points, IoU 0.5"}
+  columns = {
+    "bbox/AP": "COCO box AP",
+    "segm/AP": "COCO mask AP",
+    "keypoints/AP": "COCO keypoint AP",
+    "voc/AP_area": "VOC AP, area, IoU 0.5",
+    "voc/AP_11pt": "VOC AP, 11 points, IoU 0.5",
+  }
   columns = {key: title for key, title in columns.items() if any(name.startswith(f"{key}/") for name in metrics)}
   classes = [name.removeprefix("bbox/AP/") for name in metrics if name.startswith("bbox/AP/")]
   rows = [[name, *(page.percent_bar(metrics.get(f"{key}/{name}")) for key in columns)] for name in classes]
@@ -184,8 +208,11 @@ def _class_table(run: RunFiles) -> str:
 def _precision_recall(run: RunFiles) -> list[str]:
   path = run.workdir / "eval" / str(run.best) / "curves.json"
   kinds = json.loads(path.read_text()) if path.is_file() else {}
-  return [page.image(_png(plots.precision_recall_figure(curves, kind)), f"precision and recall, {kind}")
-          for kind, curves in kinds.items() if curves]
+  return [
+    page.image(_png(plots.precision_recall_figure(curves, kind)), f"precision and recall, {kind}")
+    for kind, curves in kinds.items()
+    if curves
+  ]
 
 
 def _pictures(run: RunFiles) -> list[str]:
@@ -213,14 +240,22 @@ def _settings_summary(settings: Mapping[str, Any]) -> str:
   parts = {f"model, {name}": part for name, part in (settings.get("model") or {}).items()}
   parts |= {f"data, {name}": part for name, part in (settings.get("data") or {}).items()}
   parts |= {f"stage {n}": stage for n, stage in enumerate(settings.get("stages") or (), start=1)}
-  rows = [[name, _class_name(part), ", ".join(_plain_values(part))] for name, part in parts.items()
-          if isinstance(part, dict)]
+  rows = [
+    [name, _class_name(part), ", ".join(_plain_values(part))]
+    for name, part in parts.items()
+    if isinstance(part, dict)
+  ]
   return page.table(["part", "is", "with"], rows, style="settings")
 
 
 def _plain_values(form: Mapping[str, Any]) -> list[str]:
-  return [f"{name} {value}" for name, value in form.items() if name != "class" and not isinstance(value, dict)
-          and not (isinstance(value, list) and any(isinstance(v, dict) for v in value))]
+  return [
+    f"{name} {value}"
+    for name, value in form.items()
+    if name != "class"
+    and not isinstance(value, dict)
+    and not (isinstance(value, list) and any(isinstance(v, dict) for v in value))
+  ]
 
 
 def _settings_table(settings: Mapping[str, Any]) -> str:
@@ -276,8 +311,9 @@ def _as_jpeg(path: pathlib.Path) -> bytes:
   with Image.open(path) as picture:
     picture = picture.convert("RGB")
     if picture.width > PICTURE_WIDTH:
-      picture = picture.resize((PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)),
-                               Image.Resampling.LANCZOS)
+      picture = picture.resize(
+        (PICTURE_WIDTH, round(picture.height * PICTURE_WIDTH / picture.width)), Image.Resampling.LANCZOS
+      )
     buffer = io.BytesIO()
     picture.save(buffer, format="JPEG", quality=88)
     return buffer.getvalue()

@@ -38,8 +38,11 @@ def voc_metrics(truth: dict, entries: Sequence[dict], min_iou: float = 0.5) -> d
   return means | metrics
 
 
-def precision_recall(objects: Sequence[dict], found: Sequence[dict], min_iou: float,
-                     ) -> tuple[np.ndarray | None, np.ndarray]:
+def precision_recall(
+  objects: Sequence[dict],
+  found: Sequence[dict],
+  min_iou: float,
+) -> tuple[np.ndarray | None, np.ndarray]:
   """Recall and precision after each detection of one class, by falling score.
 
   Each detection goes to the object of its image with the highest IoU. If that one is ignored, so is the detection; if

@@ -1,7 +1,7 @@
 """The R-CNN family as one composition: backbone, proposer, pooling, trunk, heads.
 
-R-CNN's regions, Fast R-CNN's shared features, Faster R-CNN's proposals and FPN's levels are choices of the parts; what
-follows is the order in which the papers apply them. `losses` and `detect` are each one static program.
+R-CNN's regions, Fast R-CNN's shared features, Faster R-CNN's proposals and FPN's levels are choices of the parts;
+what follows is the order in which the papers apply them. `losses` and `detect` are each one static program.
 """
 
 from __future__ import annotations
@@ -33,12 +33,18 @@ class RoiSampler:
       candidates = jnp.concatenate([candidates, truth.boxes])
       valid = jnp.concatenate([valid, truth.valid])
     matches = assign.match(
-      boxes.iou(candidates, truth.boxes), truth.valid, foreground_iou=self.foreground_iou,
-      background_iou=self.background_iou, anchor_valid=valid,
+      boxes.iou(candidates, truth.boxes),
+      truth.valid,
+      foreground_iou=self.foreground_iou,
+      background_iou=self.background_iou,
+      anchor_valid=valid,
     )
     samples = assign.sample(
-      key, matches.foreground, matches.background,
-      num_samples=self.num_samples, foreground_fraction=self.foreground_fraction,
+      key,
+      matches.foreground,
+      matches.background,
+      num_samples=self.num_samples,
+      foreground_fraction=self.foreground_fraction,
     )
     return assign.targets(samples, matches, candidates, truth)
 
@@ -131,12 +137,19 @@ def blank_batch(batch_size: int, canvas: tuple[int, int], max_objects: int = 8) 
   """A batch of black images without objects, for tracing shapes."""
   shape = (batch_size, max_objects)
   truth = GroundTruth(
-    boxes=jnp.zeros((*shape, 4)), classes=jnp.ones(shape, jnp.int32), crowd=jnp.zeros(shape, bool),
-    difficult=jnp.zeros(shape, bool), valid=jnp.zeros(shape, bool),
+    boxes=jnp.zeros((*shape, 4)),
+    classes=jnp.ones(shape, jnp.int32),
+    crowd=jnp.zeros(shape, bool),
+    difficult=jnp.zeros(shape, bool),
+    valid=jnp.zeros(shape, bool),
   )
   return Batch(
-    image=jnp.zeros((batch_size, *canvas, 3), jnp.uint8), image_size=jnp.tile(jnp.array(canvas), (batch_size, 1)),
-    scale=jnp.ones((batch_size, 2)), image_id=jnp.arange(batch_size), valid=jnp.ones(batch_size, bool), truth=truth,
+    image=jnp.zeros((batch_size, *canvas, 3), jnp.uint8),
+    image_size=jnp.tile(jnp.array(canvas), (batch_size, 1)),
+    scale=jnp.ones((batch_size, 2)),
+    image_id=jnp.arange(batch_size),
+    valid=jnp.ones(batch_size, bool),
+    truth=truth,
   )
 
 

@@ -34,7 +34,7 @@ class FcTrunk(nn.Module):
 
 
 class Res5Trunk(nn.Module):
-  """A ResNet's fifth stage over each RoI, then the mean over its cells: the C4 head (arXiv:1512.03385, appendix A)."""
+  """A ResNet's fifth stage over each RoI, then the mean over its cells: the C4 head (ResNet, appendix A)."""
 
   depth: int = 50
   norm: str = "frozen"
@@ -67,7 +67,9 @@ class BoxHead(nn.Module):
     deltas = nn.Dense(4 * groups, dtype=x.dtype, kernel_init=nn.initializers.normal(0.001), name="deltas")(x)
     return logits.astype(jnp.float32), deltas.astype(jnp.float32).reshape(-1, groups, 4)
 
-  def losses(self, class_logits: Array, box_deltas: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
+  def losses(
+    self, class_logits: Array, box_deltas: Array, samples: RoiSamples, truth: GroundTruth
+  ) -> dict[str, Array]:
     """Multi-task loss over the batch's samples; both terms are divided by the number of samples.
 
     class_logits: f32[B, S, K+1]; box_deltas: f32[B, S, K, 4]; samples, truth: batched.
@@ -106,8 +108,12 @@ class BoxHead(nn.Module):
       top = jax.lax.top_k(jnp.where(valid, scores, -1.0), min(self.num_candidates, scores.shape[0]))[1]
       candidates = Detections(decoded[top], scores[top], classes[top], valid[top])
       index, kept = nms.nms(
-        candidates.boxes, candidates.scores, candidates.valid,
-        iou_threshold=self.nms_iou, max_output=self.max_detections, groups=candidates.classes,
+        candidates.boxes,
+        candidates.scores,
+        candidates.valid,
+        iou_threshold=self.nms_iou,
+        max_output=self.max_detections,
+        groups=candidates.classes,
       )
       found = jax.tree.map(lambda leaf: leaf[index], candidates)
       return found.replace(valid=kept)

@@ -48,7 +48,8 @@ class Rpn(nn.Module):
   def __call__(self, features: tuple[Array, ...], strides: tuple[int, ...], batch: Batch, key: Array | None):
     """features: one f[B, h, w, C] a level. Returns (Proposals [B, N], loss terms); without a key, no losses."""
     if len(features) != len(self.anchor_sizes):
-      raise ValueError(f"Rpn has anchor sizes for {len(self.anchor_sizes)} levels, the backbone {len(features)} levels")
+      sizes = len(self.anchor_sizes)
+      raise ValueError(f"Rpn has anchor sizes for {sizes} level(s), the backbone gives {len(features)}")
     logits, deltas = self.predict(features)
     grids = [
       anchors.grid(feature.shape[1:3], stride, sizes, self.anchor_ratios)
@@ -81,9 +82,7 @@ class Rpn(nn.Module):
       candidates = boxes.clip(boxes.decode(deltas[top], jnp.asarray(grid)[top]), image_size)
       sides = candidates[:, 2:] - candidates[:, :2]
       valid = jnp.all(sides >= self.min_size, axis=-1)
-      index, kept = nms.nms(
-        candidates, scores, valid, iou_threshold=self.nms_iou, max_output=min(post, top.shape[0])
-      )
+      index, kept = nms.nms(candidates, scores, valid, iou_threshold=self.nms_iou, max_output=min(post, top.shape[0]))
       return Proposals(candidates[index], scores[index], kept)
 
     def image(logits, deltas, image_size, valid):
@@ -104,12 +103,19 @@ class Rpn(nn.Module):
 
     def image(logits, deltas, truth, key, valid):
       matches = assign.match(
-        boxes.iou(grid, truth.boxes), truth.valid, foreground_iou=self.foreground_iou,
-        background_iou=self.background_iou, allow_low_quality=True, anchor_valid=jnp.broadcast_to(valid, grid.shape[:1]),
+        boxes.iou(grid, truth.boxes),
+        truth.valid,
+        foreground_iou=self.foreground_iou,
+        background_iou=self.background_iou,
+        allow_low_quality=True,
+        anchor_valid=jnp.broadcast_to(valid, grid.shape[:1]),
       )
       samples = assign.sample(
-        key, matches.foreground, matches.background,
-        num_samples=self.num_samples, foreground_fraction=self.foreground_fraction,
+        key,
+        matches.foreground,
+        matches.background,
+        num_samples=self.num_samples,
+        foreground_fraction=self.foreground_fraction,
       )
       index = samples.indices
       targets = boxes.encode(truth.boxes[matches.matched[index]], grid[index])

@@ -35,7 +35,7 @@ def grid(
   cell = cell_anchors(sizes, ratios, rounded=rounded)
   x = (np.arange(width, dtype=np.float32) + np.float32(offset)) * np.float32(stride_x)
   y = (np.arange(height, dtype=np.float32) + np.float32(offset)) * np.float32(stride_y)
-  y, x = np.meshgrid(y, x, indexing='ij')
+  y, x = np.meshgrid(y, x, indexing="ij")
   shifts = np.stack([x, y, x, y], axis=-1)
   return (shifts[:, :, None] + cell).reshape(-1, 4)
 

@@ -28,7 +28,7 @@ def crop_targets(
   y = _crop_weights(rois[:, 1], rois[:, 3], frames[:, 1], box_ops.heights(frames), masks.shape[1], size)
   x = _crop_weights(rois[:, 0], rois[:, 2], frames[:, 0], box_ops.widths(frames), masks.shape[2], size)
   crops = masks[matched].astype(jnp.float32)
-  covered = jnp.einsum('sih,shw,sjw->sij', y, crops, x, precision='highest')
+  covered = jnp.einsum("sih,shw,sjw->sij", y, crops, x, precision="highest")
   return (covered >= 0.5).astype(jnp.float32)
 
 

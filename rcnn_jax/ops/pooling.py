@@ -69,7 +69,7 @@ def multilevel_roi_align(
   finest = int(math.log2(strides[0]))
   coarsest = finest + len(strides) - 1
   if list(strides) != [2**level for level in range(finest, coarsest + 1)]:
-    raise ValueError(f'strides must be powers of two, each twice the one before, not {tuple(strides)}')
+    raise ValueError(f"strides must be powers of two, each twice the one before, not {tuple(strides)}")
   level = level_of(
     boxes,
     min_level=finest,
@@ -106,7 +106,7 @@ class _Taps:
   used: jax.Array
 
 
-jax.tree_util.register_dataclass(_Taps, ['cells', 'weights', 'used'], [])
+jax.tree_util.register_dataclass(_Taps, ["cells", "weights", "used"], [])
 
 
 def _align(features, scales, boxes, level, output_size, sampling_ratio, aligned) -> jax.Array:
@@ -162,7 +162,7 @@ def _read(adaptive: bool, cells: jax.Array, rows: _Taps, columns: _Taps) -> jax.
 
   def add(pair, total):
     index, weight = _meet(rows, columns, pair, adaptive)
-    return total + weight[..., None] * cells.at[index].get(mode='promise_in_bounds')
+    return total + weight[..., None] * cells.at[index].get(mode="promise_in_bounds")
 
   total = jnp.zeros((*rows.cells.shape[1:], columns.cells.shape[2], cells.shape[-1]), jnp.float32)
   if adaptive:
@@ -182,7 +182,7 @@ def _read_backward(adaptive, residuals, cotangent):
 
   def add(pair, gradient):
     index, weight = _meet(rows, columns, pair, adaptive)
-    return gradient.at[index].add(weight[..., None] * cotangent, mode='promise_in_bounds')
+    return gradient.at[index].add(weight[..., None] * cotangent, mode="promise_in_bounds")
 
   num_pairs = rows.used * columns.used if adaptive else rows.cells.shape[0] * columns.cells.shape[0]
   gradient = jax.lax.fori_loop(0, num_pairs, add, jnp.zeros(cells.shape, jnp.float32))
@@ -232,7 +232,7 @@ def roi_max_pool(
   def corner(y, x):
     row = (exponent_y * height + y)[:, :, None] * num_exponents_x
     index = (row + exponent_x[:, None]) * width + x[:, None]
-    return windows.at[index].get(mode='promise_in_bounds')
+    return windows.at[index].get(mode="promise_in_bounds")
 
   upper = jnp.maximum(corner(top, left), corner(top, right))
   lower = jnp.maximum(corner(bottom, left), corner(bottom, right))

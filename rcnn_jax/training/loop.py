@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 import signal
 import time
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -163,7 +164,11 @@ class _Trainer:
   def _train(self, state: TrainState, span: Span, start: int, interval: Interval) -> TrainState:
     """The steps start + 1 .. span.last; `interval` is what the next row of the log sums up."""
     train_step = make_train_step(
-      self.model, span.stage, self.mesh, seed=self.experiment.seed, num_steps=span.last - span.first,
+      self.model,
+      span.stage,
+      self.mesh,
+      seed=self.experiment.seed,
+      num_steps=span.last - span.first,
       first_step=span.first,
     )
     batch_size = self.experiment.data.batch_size[0]

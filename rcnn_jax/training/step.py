@@ -5,7 +5,8 @@ This file imports nothing but jax, flax and optax, so that it runs on a machine 
 
 from __future__ import annotations
 
-from typing import Any, Callable
+from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax

@@ -13,10 +13,31 @@ import numpy as np
 from flax import traverse_util
 
 # Positions in torchvision's nn.Sequential `features`; pooling and activations take the numbers between.
-SQUEEZENET = {"conv1": 0, "fire2": 3, "fire3": 4, "fire4": 6, "fire5": 7, "fire6": 9, "fire7": 10, "fire8": 11, "fire9": 12}
+SQUEEZENET = {
+  "conv1": 0,
+  "fire2": 3,
+  "fire3": 4,
+  "fire4": 6,
+  "fire5": 7,
+  "fire6": 9,
+  "fire7": 10,
+  "fire8": 11,
+  "fire9": 12,
+}
 VGG16 = {
-  "conv1_1": 0, "conv1_2": 2, "conv2_1": 5, "conv2_2": 7, "conv3_1": 10, "conv3_2": 12, "conv3_3": 14,
-  "conv4_1": 17, "conv4_2": 19, "conv4_3": 21, "conv5_1": 24, "conv5_2": 26, "conv5_3": 28,
+  "conv1_1": 0,
+  "conv1_2": 2,
+  "conv2_1": 5,
+  "conv2_2": 7,
+  "conv3_1": 10,
+  "conv3_2": 12,
+  "conv3_3": 14,
+  "conv4_1": 17,
+  "conv4_2": 19,
+  "conv4_3": 21,
+  "conv5_1": 24,
+  "conv5_2": 26,
+  "conv5_3": 28,
 }
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 

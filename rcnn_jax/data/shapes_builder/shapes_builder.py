@@ -69,13 +69,15 @@ def _example(split: str, number: int, side: int, seed: int) -> dict:
   objects = []
   for name, mask in zip(classes, masks):
     x1, y1, x2, y2 = (value / side for value in draw.box_of(mask))
-    objects.append({
-      "bbox": tfds.features.BBox(ymin=y1, xmin=x1, ymax=y2, xmax=x2),
-      "label": name,
-      "area": float(mask.sum()),
-      "is_crowd": False,
-      "segmentation": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode(),
-    })
+    objects.append(
+      {
+        "bbox": tfds.features.BBox(ymin=y1, xmin=x1, ymax=y2, xmax=x2),
+        "label": name,
+        "area": float(mask.sum()),
+        "is_crowd": False,
+        "segmentation": coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))["counts"].decode(),
+      }
+    )
   # TFDS encodes an array with TensorFlow, but takes a file object as it is.
   encoded = cv2.imencode(".png", image[..., ::-1])[1].tobytes()
   return {

@@ -12,7 +12,7 @@ BLOCKS = ((2, 64), (2, 128), (3, 256), (3, 512), (3, 512))
 
 
 class Vgg16(nn.Module):
-  """VGG-16 up to conv5_3: the last pooling is left out, RoI pooling takes its place (arXiv:1504.08083, section 2.2)."""
+  """VGG-16 up to conv5_3: the last pooling is left out, RoI pooling takes its place (Fast R-CNN, section 2.2)."""
 
   pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
   pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
