@@ -25,8 +25,6 @@ def define_flags() -> None:
   flags.DEFINE_string("workdir", None, "The run directory.", required=True)
   flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
   flags.DEFINE_string("outdir", None, "Where to write instead of WORKDIR/eval/STEP, e.g. with --set of other data.")
-  flags.DEFINE_integer("max_detections", 100, "Detections of an image and class that COCO's metrics count.")
-  flags.DEFINE_integer("pictures", 8, "How many pictures of ground truth beside detections.", lower_bound=0)
   launch_flags.define_set()
 
 
@@ -46,8 +44,8 @@ def main(argv: list[str]) -> None:
     source,
     outdir,
     mesh=meshes.data_mesh(),
-    pictures=FLAGS.pictures,
-    max_detections=FLAGS.max_detections,
+    pictures=experiment.evaluation.pictures,
+    max_detections=experiment.evaluation.max_detections,
   )
   print(f"step {run.step}; written to {outdir}")
   if not FLAGS.outdir:

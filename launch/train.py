@@ -113,7 +113,16 @@ def evaluation(experiment: Experiment, workdir: str, model: nn.Module, mesh: jax
 
   def measure(variables: dict, step: int) -> dict[str, float | None]:
     outdir = os.path.join(workdir, "eval", str(step))
-    return evaluate.evaluate(model, variables, experiment.data, source, outdir, mesh=mesh)
+    return evaluate.evaluate(
+      model,
+      variables,
+      experiment.data,
+      source,
+      outdir,
+      mesh=mesh,
+      pictures=experiment.evaluation.pictures,
+      max_detections=experiment.evaluation.max_detections,
+    )
 
   return measure
 

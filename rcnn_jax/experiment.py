@@ -30,10 +30,12 @@ class ExperimentError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """When the model is evaluated while it trains, and by what the best checkpoint is told."""
+  """When the model is evaluated while it trains, what is counted and drawn, and which checkpoint is the best."""
 
   every_steps: int | None = None  # None: only after the last step
   keep_best: str = "bbox/AP"  # a name of metrics.json; higher is better
+  max_detections: int = 100  # of an image and class, that COCO's metrics count
+  pictures: int = 8  # of ground truth beside detections, evenly spaced over the images
 
 
 @dataclasses.dataclass(frozen=True)
