@@ -13,7 +13,7 @@ from rcnn_jax.models.backbones.resnet import ResNet
 from rcnn_jax.models.detector import Detector, RoiAlign, RoiSampler
 from rcnn_jax.models.heads import BoxHead, FcTrunk
 from rcnn_jax.models.proposers import Rpn
-from rcnn_jax.training.optim import Cosine
+from rcnn_jax.training.optim import AdamW, Cosine
 from rcnn_jax.training.stages import Sgd
 
 experiment = Experiment(
@@ -32,11 +32,13 @@ experiment = Experiment(
       anchor_sizes=((16.0, 32.0, 64.0),), num_pre_nms=(300, 300), num_post_nms=(150, 100), num_samples=128
     ),
     pool=RoiAlign(output_size=7),
-    sampler=RoiSampler(num_samples=32),
+    sampler=RoiSampler(num_samples=64),
     trunk=FcTrunk((256,)),
     box=BoxHead(num_candidates=300),
   ),
-  stages=(Sgd(steps=400, schedule=Cosine(0.02, warmup_steps=50), weight_decay=1e-4, clip_norm=10.0),),
+  stages=(
+    Sgd(steps=600, optimizer=AdamW(), schedule=Cosine(1e-3, warmup_steps=100), weight_decay=1e-4, clip_norm=10.0),
+  ),
   evaluation=Evaluation(every_steps=200),
   checkpoints=Checkpoints(every_steps=200),
 )

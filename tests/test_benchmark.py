@@ -79,7 +79,7 @@ def test_one_run_measures_both_and_writes_what_it_printed(tmp_path):
 @pytest.mark.parametrize(
   "source, message",
   [
-    ("print('{\"error\": \"no such backbone\"}', flush=True)", "the peer cannot be measured: no such backbone"),
+    ("""print('{"error": "no such backbone"}', flush=True)""", "the peer cannot be measured: no such backbone"),
     ("raise SystemExit('no module torch')", "the peer ended without an answer"),
   ],
 )
