@@ -108,6 +108,14 @@ def change(**values):
     (lambda data: data["images"][1].update(id="x"), "b.png: image id 'x' is no whole number"),
     (lambda data: data["images"][1].update(file_name="c.png"), "images/c.png: no such image file"),
     (lambda data: data["images"][1].pop("width"), "images: entry 2 has no width"),
+    (
+      lambda data: data["images"][1].update(width=0),
+      r"images: entry 2 \(b.png\) has width 0, which is no whole number",
+    ),
+    (lambda data: data["images"][1].update(height="40"), r"images: entry 2 \(b.png\) has height '40'"),
+    (lambda data: data["categories"][1].update(id="7"), r"categories: entry 2 \(ant\) has id '7'"),
+    (lambda data: data["categories"].append("bee"), "categories: entry 3 is 'bee', no object"),
+    (lambda data: data.update(images=[], annotations=[]), "instances.json: names no images"),
     (lambda data: data.pop("categories"), "has no categories: not a COCO annotation file"),
   ],
 )
@@ -125,6 +133,27 @@ def test_missing_folder_and_file(tmp_path):
     CocoFolder(str(tmp_path / "nowhere"), spec.annotations).open()
   with pytest.raises(DataError, match="none.json: no such file"):
     CocoFolder(spec.images, str(tmp_path / "none.json")).open()
+
+
+def test_an_area_that_is_no_number_is_told_and_that_of_the_box_taken(tmp_path):
+  data = contents()
+  data["annotations"][0].update(area=None)
+  source = write(tmp_path, data).open()
+  assert [str(fault) for fault in source.faults] == [
+    "a.png: annotation 1: area None is not a number: that of the box is taken"
+  ]
+  assert source.annotations(0).areas[0] == 200
+
+
+def test_a_file_of_boxes_alone_has_no_masks_whichever_way_it_says_so(tmp_path):
+  data = contents()
+  for entry in data["annotations"]:
+    entry["segmentation"] = []
+  annotations = write(tmp_path, data).open().annotations(0)
+  assert annotations.segmentations is None and not object_faults(annotations)
+  data["annotations"][1]["segmentation"] = contents()["annotations"][1]["segmentation"]
+  one_has_a_mask = write(tmp_path, data).open().annotations(0)
+  assert list(object_faults(one_has_a_mask)) == [0, 2]
 
 
 def test_missing_segmentation_is_an_empty_mask():

@@ -21,6 +21,11 @@ def write_object(name: str, corners, difficult: int = 0) -> str:
   return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
 
 
+def spoil_size(path: pathlib.Path) -> None:
+  """The size of 0 x 0 that some tools write."""
+  path.write_text(path.read_text().replace(">60<", ">0<").replace(">40<", ">0<"))
+
+
 def write_image(root: pathlib.Path, name: str, objects: str, extension: str = "jpg") -> None:
   size = "<size><width>60</width><height>40</height><depth>3</depth></size>"
   (root / "Annotations" / f"{name}.xml").write_text(f"<annotation>{size}{objects}</annotation>")
@@ -89,7 +94,10 @@ def test_degenerate_boxes_are_kept_raw_told_by_object_and_dropped_by_clean(root)
     (lambda root: (root / "Annotations/b.xml").write_text("<annotation>"), r"b.xml: not readable as XML"),
     (lambda root: (root / "Annotations/b.xml").write_text("<annotation/>"), r"b.xml: no <size>"),
     (lambda root: write_image(root, "b", write_object("x", ("left", 1, 2, 3))), r"b.xml: object 1: <bndbox>"),
+    (lambda root: write_image(root, "b", write_object("", (1, 1, 2, 3))), r"b.xml: object 1: no <name>"),
+    (lambda root: spoil_size(root / "Annotations/b.xml"), r"b.xml: no <size> with a width and a height"),
     (lambda root: (root / "ImageSets/Main/train.txt").write_text("a\na\n"), r"a: named 2 times"),
+    (lambda root: (root / "ImageSets/Main/train.txt").write_text("\n"), r"train.txt: names no image"),
     (lambda root: (root / "ImageSets/Main/train.txt").unlink(), r"no such split; the folder has val"),
   ],
 )

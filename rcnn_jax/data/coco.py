@@ -47,6 +47,7 @@ class CocoFolder:
       folder=folder,
       entries=tuple((image, tuple(of_image[image["id"]])) for image in contents["images"]),
       faults=tuple(faults),
+      has_masks=any(entry.get("segmentation") for entry in contents["annotations"]),
     )
 
 
@@ -59,6 +60,7 @@ class CocoSource:
   folder: pathlib.Path
   entries: tuple[tuple[dict, tuple[dict, ...]], ...]
   faults: tuple[Fault, ...]
+  has_masks: bool  # some object has one; tools that know boxes alone write "segmentation": []
 
   def __len__(self) -> int:
     return len(self.entries)
@@ -71,8 +73,8 @@ class CocoSource:
     entries = [entry for entry in entries if entry.get("category_id") in class_of and _is_box(entry.get("bbox"))]
     boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
-    areas = [entry.get("area", entry["bbox"][2] * entry["bbox"][3]) for entry in entries]
-    has_masks = masks and any("segmentation" in entry for entry in entries)
+    areas = [entry["area"] if _is_number(entry.get("area")) else math.prod(entry["bbox"][2:]) for entry in entries]
+    has_masks = masks and self.has_masks
     return Annotations(
       image_id=image["id"],
       file_name=image["file_name"],
@@ -124,6 +126,10 @@ def _is_box(box) -> bool:
   return isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)
 
 
+def _is_number(value) -> bool:
+  return isinstance(value, (int, float)) and math.isfinite(value)
+
+
 def _keypoints(entries, num_joints: int) -> np.ndarray:
   none = [0] * (3 * num_joints)
   rows = [entry.get("keypoints") or none for entry in entries]
@@ -137,16 +143,35 @@ def _contents(path: pathlib.Path) -> dict:
     raise DataError(f"{path}: {error.strerror.lower()}") from error
   except ValueError as error:
     raise DataError(f"{path}: not readable as JSON: {error}") from error
-  needed = {"images": ("id", "file_name", "height", "width"), "annotations": (), "categories": ("id", "name")}
+  # Each key that an entry needs, and the least that its whole number may be (None: anything).
+  needed = {
+    "images": {"id": None, "file_name": None, "height": 1, "width": 1},
+    "annotations": {},
+    "categories": {"id": 0, "name": None},
+  }
   missing = [key for key in needed if not isinstance(contents, dict) or key not in contents]
   if missing:
     raise DataError(f"{path}: has no {', '.join(missing)}: not a COCO annotation file")
   for kind, keys in needed.items():
     for number, entry in enumerate(contents[kind], 1):
-      absent = [key for key in keys if key not in entry]
-      if absent:
-        raise DataError(f"{path}: {kind}: entry {number} has no {', '.join(absent)}")
+      problem = _unreadable(entry, keys)
+      if problem:
+        raise DataError(f"{path}: {kind}: entry {number} {problem}")
   return contents
+
+
+def _unreadable(entry, keys: dict[str, int | None]) -> str | None:
+  """Why an entry cannot even be looked at, or None."""
+  if not isinstance(entry, dict):
+    return f"is {entry!r}, no object"
+  absent = [key for key in keys if key not in entry]
+  if absent:
+    return f"has no {', '.join(absent)}"
+  for key, least in keys.items():
+    if least is not None and not (isinstance(entry[key], int) and entry[key] >= least):
+      name = entry.get("file_name", entry.get("name"))
+      return f"({name}) has {key} {entry[key]!r}, which is no whole number from {least} on"
+  return None
 
 
 def _missing_images(contents: dict, folder: pathlib.Path) -> list[Fault]:
@@ -157,7 +182,7 @@ def _missing_images(contents: dict, folder: pathlib.Path) -> list[Fault]:
 
 
 def _faults(contents: dict, path: pathlib.Path) -> list[Fault]:
-  faults = []
+  faults = [Fault(str(path), f"names no {kind}") for kind in ("images", "categories") if not contents[kind]]
   for kind, name in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
     ids = collections.Counter(entry.get("id") for entry in contents[kind])
     repeated = [(number, times) for number, times in ids.items() if times > 1]
@@ -186,8 +211,8 @@ def _entry_problems(entry: dict, known: set, size: tuple[int, int]):
     yield f"category id {entry.get('category_id')} is not in the table of categories", True
   if not _is_box(entry.get("bbox")):
     yield f"bbox {entry.get('bbox')} is not four numbers", True
-  if not math.isfinite(entry.get("area", 0)):
-    yield f"area {entry['area']} is not a number", False
+  if not _is_number(entry.get("area", 0)):
+    yield f"area {entry['area']} is not a number: that of the box is taken", False
   segmentation = entry.get("segmentation")
   if isinstance(segmentation, dict) and tuple(segmentation.get("size", ())) != size:
     yield f"the mask is {segmentation.get('size')}, the image is {list(size)} (height, width)", True

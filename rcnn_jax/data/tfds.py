@@ -42,6 +42,8 @@ class Tfds:
     if "image" not in features or "objects" not in features:
       raise DataError(f"{builder.data_dir}: not a detection data set: its features are {', '.join(features)}")
     records = _records(builder, self.split)
+    if not len(records):
+      raise DataError(f"{builder.data_dir}: the split {self.split!r} has no images")
     annotations = tuple(_annotations(records[row], row, self.name) for row in range(len(records)))
     names = features["objects"]["label"].names
     categories = tuple(Category(number, name) for number, name in enumerate(names, 1))

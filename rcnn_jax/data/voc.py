@@ -40,6 +40,8 @@ class VocFolder:
     if known is None:
       known = tuple(sorted({item.name for record in parsed.values() for item in record.objects}))
     faults = _faults(root, names, parsed, known)
+    if not names:
+      faults.append(Fault(str(_split_file(root, self.split)), "names no image"))
     image_files = _image_files(root)
     if strict:
       raise_first(faults + _missing_images(root, names, image_files))
@@ -96,12 +98,16 @@ def _split_names(root: pathlib.Path, split: str) -> list[str]:
   for folder in (root, root / "Annotations", root / "JPEGImages"):
     if not folder.is_dir():
       raise DataError(f"{folder}: no such folder")
-  path = root / "ImageSets" / "Main" / f"{split}.txt"
+  path = _split_file(root, split)
   if not path.is_file():
     have = sorted(file.stem for file in path.parent.glob("*.txt"))
     raise DataError(f"{path}: no such split; the folder has {', '.join(have) or 'none'}")
   # A per-class split file has a second column (1, -1, 0): the name is the first word.
   return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
+
+
+def _split_file(root: pathlib.Path, split: str) -> pathlib.Path:
+  return root / "ImageSets" / "Main" / f"{split}.txt"
 
 
 def _image_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
@@ -124,6 +130,8 @@ def _parse(path: pathlib.Path) -> _Record:
   try:
     size = int(root.findtext("size/height")), int(root.findtext("size/width"))
   except (TypeError, ValueError):
+    size = (0, 0)
+  if min(size) <= 0:
     return _Record(None, (), (Fault(str(path), "no <size> with a width and a height"),))
   objects, faults = [], []
   for number, node in enumerate(root.findall("object"), 1):
@@ -133,7 +141,11 @@ def _parse(path: pathlib.Path) -> _Record:
     except (TypeError, ValueError):
       faults.append(Fault(str(path), "<bndbox> or <difficult> is missing or no number", f"object {number}"))
       continue
-    objects.append(_Object(number, (node.findtext("name") or "").strip(), corners, difficult))
+    name = (node.findtext("name") or "").strip()
+    if not name:
+      faults.append(Fault(str(path), "no <name>", f"object {number}"))
+      continue
+    objects.append(_Object(number, name, corners, difficult))
   return _Record(size, tuple(objects), tuple(faults))
 
 
