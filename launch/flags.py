@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import sys
 from collections.abc import Callable
+from typing import Any
 
-from absl import app, flags, logging
+import jax
+from absl import app, flags
+from absl import logging as absl_logging
 
 from rcnn_jax import experiment as experiments
 from rcnn_jax.experiment import Experiment
@@ -20,9 +25,17 @@ def define_experiment() -> None:
   flags.DEFINE_bool("print_experiment", False, "Print every path of the experiment with its value, and exit.")
 
 
+def define_run() -> None:
+  """Defines --workdir, --checkpoint, --experiment and --set, for commands that work on a run."""
+  flags.DEFINE_string("workdir", None, "The run directory.", required=True)
+  flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
+  flags.DEFINE_string("experiment", None, "The run's experiment file, if that defines classes of its own.")
+  define_set()
+
+
 def define_set() -> None:
   """Defines --set alone, for commands that take the experiment from a run directory."""
-  flags.DEFINE_multi_string("set", [], "path=value: override one value of the experiment; may be repeated.")
+  flags.DEFINE_multi_string("set", [], "path=value, e.g. --set=data.workers=4: one value of the experiment changed.")
 
 
 def chosen_experiment() -> Experiment:
@@ -32,6 +45,26 @@ def chosen_experiment() -> Experiment:
     print(describe(experiment))
     sys.exit(0)
   return experiment
+
+
+def chosen_run() -> Any:
+  """The `training.checkpoint` Run that the flags ask for, overrides applied to its experiment.
+
+  Raises:
+    CheckpointError: there is no such run, or with the overrides its variables do not fit the model.
+  """
+  from rcnn_jax.models import detector
+  from rcnn_jax.training import checkpoint
+
+  if FLAGS.experiment:
+    experiments.load(FLAGS.experiment)  # whoever names the file lets it run: its classes are known from here on
+  run = checkpoint.load_run(FLAGS.workdir, FLAGS.checkpoint)
+  experiment = run.experiment.set(FLAGS.set)
+  model = experiment.model.clone(num_classes=len(run.categories))
+  canvas = experiment.data.canvases[0]
+  asked_for = jax.eval_shape(lambda: detector.init_variables(model, jax.random.key(0), canvas))
+  checkpoint.take_params(asked_for, run.variables)
+  return dataclasses.replace(run, experiment=experiment)
 
 
 def describe(experiment: Experiment) -> str:
@@ -49,20 +82,33 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> 
   """
 
   def guarded(argv: list[str]) -> None:
-    if not FLAGS["verbosity"].present:
-      logging.set_verbosity(logging.WARNING)  # the libraries' own remarks drown the progress lines
+    _set_up_logging()
     if len(argv) > 1:
       _end(f"unexpected argument {argv[1]!r}; every option is --name=value", 2)
     try:
       main(argv)
     except Exception as error:
       ours = type(error).__module__.startswith(("rcnn_jax.", "launch.", "__main__"))
-      if not (ours or isinstance(error, FileNotFoundError)):
+      if not (ours or isinstance(error, (OSError, app.UsageError))):
         raise
       _end(str(error), getattr(error, "exit_status", 1))
 
   define_flags()
+  for flag in FLAGS.get_flags_for_module(__name__):
+    FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # so that --help lists it beside the command's own
   app.run(guarded)
+
+
+def _set_up_logging() -> None:
+  """The project's warnings as plain lines on stderr; of the libraries, errors alone unless --verbosity says more."""
+  if not FLAGS["verbosity"].present:
+    absl_logging.set_verbosity(absl_logging.ERROR)
+  handler = logging.StreamHandler(sys.stderr)
+  handler.setFormatter(logging.Formatter("warning: %(message)s"))
+  project = logging.getLogger("rcnn_jax")
+  project.addHandler(handler)
+  project.setLevel(logging.WARNING)
+  project.propagate = False
 
 
 def _end(reason: str, status: int) -> None:

@@ -16,15 +16,14 @@ import sys
 from collections.abc import Iterator, Sequence
 
 import cv2
-import numpy as np
 from absl import flags
 from PIL import Image
 
 from launch import flags as launch_flags
-from rcnn_jax.data import pipeline
+from rcnn_jax.data import images, pipeline
+from rcnn_jax.data.errors import DataError
 from rcnn_jax.evaluation import detect, draw
 from rcnn_jax.evaluation.detect import EvaluationError
-from rcnn_jax.training import checkpoint
 from rcnn_jax.types import Batch
 
 FLAGS = flags.FLAGS
@@ -32,33 +31,30 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """Defines the options of this command."""
-  flags.DEFINE_string("workdir", None, "The run directory.", required=True)
+  launch_flags.define_run()
   flags.DEFINE_string("images", None, "The image files, e.g. 'photos/*.jpg' or 'photos/**/*.png'.", required=True)
   flags.DEFINE_string("output", None, "Directory for pictures and detections.json.", required=True)
-  flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
   flags.DEFINE_float("min_score", 0.05, "Detections of a lower score are left out.", 0.0, 1.0)
-  launch_flags.define_set()
 
 
 def main(argv: list[str]) -> None:
   """Predicts, and fails if a file could not be read."""
   del argv
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # files that are no images get one line, of ours
-  run = checkpoint.load_run(FLAGS.workdir, FLAGS.checkpoint)
   files = matching_files(FLAGS.images)
-  unread = predict(run, run.experiment.set(FLAGS.set), files, pathlib.Path(FLAGS.output), FLAGS.min_score)
+  run = launch_flags.chosen_run()
+  unread = predict(run, files, pathlib.Path(FLAGS.output), FLAGS.min_score)
   if unread:
     raise EvaluationError(f"{len(unread)} of {len(files)} files could not be read")
 
 
 def predict(
-  run, experiment, files: Sequence[tuple[pathlib.Path, str]], output: pathlib.Path, min_score: float
+  run, files: Sequence[tuple[pathlib.Path, str]], output: pathlib.Path, min_score: float
 ) -> list[pathlib.Path]:
   """Writes detections.json and a picture of each image into `output`.
 
   Args:
     run: `training.checkpoint` Run.
-    experiment: the run's, with overrides.
     files: of `matching_files`.
     output: made if need be.
     min_score: detections below are left out.
@@ -66,9 +62,9 @@ def predict(
   Returns:
     The files that could not be read; each has been named in a warning on stderr.
   """
-  model = experiment.model.clone(num_classes=len(run.categories))
+  model = run.experiment.model.clone(num_classes=len(run.categories))
   sizes: dict[int, tuple[int, int]] = {}
-  batches = _batches(files, experiment.data, sizes)
+  batches = _batches(files, run.experiment.data, sizes)
   results = detect.detect(model, run.variables, batches, sizes, [c.id for c in run.categories])
   names = {c.id: c.name for c in run.categories}
   entries = [_named(e, files, names) for e in results.entries if e["score"] >= min_score]
@@ -93,25 +89,12 @@ def matching_files(pattern: str) -> list[tuple[pathlib.Path, str]]:
   return [(path, path.relative_to(pathlib.Path(*parts[:fixed])).as_posix()) for path in paths]
 
 
-def read_upright(path: pathlib.Path) -> np.ndarray:
-  """u8[H, W, 3] RGB of any image that OpenCV reads: grey, palette, alpha (left out) and 16 bits a channel alike.
-
-  Raises:
-    EvaluationError: the file is no image.
-  """
-  encoded = np.fromfile(path, np.uint8)
-  image = cv2.imdecode(encoded, cv2.IMREAD_COLOR_RGB) if encoded.size else None
-  if image is None:
-    raise EvaluationError(f"{path}: not an image, or truncated ({encoded.size} bytes)")
-  return image
-
-
 def _batches(files: Sequence[tuple[pathlib.Path, str]], data, sizes: dict[int, tuple[int, int]]) -> Iterator[Batch]:
   """A batch for each file that can be read; its size is noted in `sizes` by image id (its place, from 1)."""
   for image_id, (path, _) in enumerate(files, start=1):
     try:
-      image = read_upright(path)
-    except (EvaluationError, OSError) as error:
+      image = images.read(path, upright=True)
+    except DataError as error:
       print(f"warning: {error}", file=sys.stderr)
       continue
     sizes[image_id] = image.shape[:2]
@@ -138,7 +121,7 @@ def _write_pictures(
     taken.add(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     found = [e for e in entries if e["image_id"] == image_id]
-    Image.fromarray(draw.draw(read_upright(path), found, names)).save(target)
+    Image.fromarray(draw.draw(images.read(path, upright=True), found, names)).save(target)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,11 @@ import jax
 from absl import flags
 
 from launch import flags as launch_flags
+from rcnn_jax.data import loader
+from rcnn_jax.evaluation import report
+from rcnn_jax.evaluation.evaluate import check_categories, evaluate
 from rcnn_jax.experiment import Experiment
+from rcnn_jax.models import detector
 from rcnn_jax.ops import random
 from rcnn_jax.training import checkpoint, loop
 from rcnn_jax.training import mesh as meshes
@@ -51,7 +55,8 @@ def train(experiment: Experiment, workdir: str, init_from: str | None, skip: str
   """Brings the experiment, its data, the engine and the evaluation together."""
   mesh = meshes.data_mesh()
   meshes.check_batch_size(experiment.data.batch_size[0], mesh)
-  source = experiment.data.train.open()
+  source, eval_source = experiment.data.train.open(), experiment.data.eval.open()
+  check_categories(source.categories, eval_source.categories)
   checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints)
   model = experiment.model.clone(num_classes=len(source.categories))
   resuming = checkpoint.has_checkpoint(workdir)
@@ -63,13 +68,11 @@ def train(experiment: Experiment, workdir: str, init_from: str | None, skip: str
     variables,
     len(source),
     functools.partial(batches, experiment, source),
-    evaluate=evaluation(experiment, workdir, model, mesh),
+    evaluate=evaluation(experiment, eval_source, workdir, model, mesh),
     mesh=mesh,
     log_every=log_every,
   )
   if jax.process_index() == 0:
-    from rcnn_jax.evaluation import report
-
     report.write_report(workdir)
 
 
@@ -77,22 +80,22 @@ def initial_variables(
   experiment: Experiment, model: nn.Module, init_from: str | None, skip: str | None, pretrained: bool
 ) -> dict:
   """The variables that a training starts from: random, then the experiment's own `init`, then another run's."""
-  from rcnn_jax.models import detector
-
   key = random.named(jax.random.key(experiment.seed), "init")
   variables = detector.init_variables(model, key, experiment.data.canvases[0])
   if pretrained and experiment.init is not None:
     variables = experiment.init.load(variables)
   if init_from:
     folder, _, which = init_from.partition("@")
-    variables = checkpoint.take_params(variables, checkpoint.load_run(folder, which or "best").variables, skip)
+    other = checkpoint.load_run(folder, which or "best")
+    try:
+      variables = checkpoint.take_params(variables, other.variables, skip)
+    except checkpoint.CheckpointError as error:
+      raise checkpoint.CheckpointError(f"{init_from}: {error} (--init_from_skip=REGEX leaves some out)") from error
   return variables
 
 
 def batches(experiment: Experiment, source: Any, num_steps: int) -> Iterator[Any]:
   """This process' share of the training batches."""
-  from rcnn_jax.data import loader
-
   return iter(
     loader.train_loader(
       experiment.data,
@@ -105,15 +108,14 @@ def batches(experiment: Experiment, source: Any, num_steps: int) -> Iterator[Any
   )
 
 
-def evaluation(experiment: Experiment, workdir: str, model: nn.Module, mesh: jax.sharding.Mesh) -> loop.Evaluate:
-  """The function that evaluates some variables on the experiment's evaluation data, into DIR/eval/STEP."""
-  from rcnn_jax.evaluation import evaluate
-
-  source = experiment.data.eval.open()
+def evaluation(
+  experiment: Experiment, source: Any, workdir: str, model: nn.Module, mesh: jax.sharding.Mesh
+) -> loop.Evaluate:
+  """The function that evaluates some variables on the opened evaluation data, into DIR/eval/STEP."""
 
   def measure(variables: dict, step: int) -> dict[str, float | None]:
     outdir = os.path.join(workdir, "eval", str(step))
-    return evaluate.evaluate(
+    return evaluate(
       model,
       variables,
       experiment.data,

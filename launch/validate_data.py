@@ -1,6 +1,6 @@
 """Lists every fault of a data set by file and object; exits with status 1 if there is any.
 
-python -m launch.validate_data --experiment=NAME_OR_FILE
+python -m launch.validate_data --experiment=NAME_OR_FILE [--set=path=value ...]
 python -m launch.validate_data --voc=DIR --split=trainval
 python -m launch.validate_data --coco_images=DIR --coco_annotations=FILE
 """
@@ -24,6 +24,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the options of this command."""
   flags.DEFINE_string("experiment", None, "Name or file of an experiment: its training and evaluation data.")
+  launch_flags.define_set()
   flags.DEFINE_string("voc", None, "A folder in the layout of Pascal VOC.")
   flags.DEFINE_string("split", "trainval", "With --voc: the split, ImageSets/Main/SPLIT.txt.")
   flags.DEFINE_string("coco_images", None, "A folder of images, with --coco_annotations.")
@@ -53,7 +54,7 @@ def chosen_data() -> list[Any]:
     return [VocFolder(FLAGS.voc, FLAGS.split)]
   if FLAGS.coco_images:
     return [CocoFolder(FLAGS.coco_images, FLAGS.coco_annotations)]
-  data = experiment.load(FLAGS.experiment).data
+  data = experiment.load(FLAGS.experiment).set(FLAGS.set).data
   return list(dict.fromkeys((data.train, data.eval)))
 
 

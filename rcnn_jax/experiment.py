@@ -335,7 +335,7 @@ def _class_named(reference: str) -> type:
       module = None
   cls = getattr(module, class_name, None)
   if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-    raise ExperimentError(f"no class {reference!r}: it is neither in rcnn_jax nor imported")
+    raise ExperimentError(f"no class {reference!r}: it is neither in rcnn_jax nor in a file named by --experiment")
   return cls
 
 

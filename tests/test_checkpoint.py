@@ -16,6 +16,7 @@ from rcnn_jax.experiment import Checkpoints, Evaluation
 from rcnn_jax.training import checkpoint, log, loop
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.checkpoint import CheckpointError
+from rcnn_jax.training.optim import TrainingError
 
 EXPERIMENT = tiny.experiment().override({"data.canvases": ((4, 8), (4, 8))})
 
@@ -187,7 +188,9 @@ def test_imported_variables_are_a_run(tmp_path):
 def test_taking_the_parameters_of_another_run():
   ours = {"params": {"backbone": {"kernel": np.zeros(2)}, "head": {"kernel": np.zeros((2, 4)), "bias": np.zeros(4)}}}
   theirs = {"params": {"backbone": {"kernel": np.ones(2)}, "head": {"kernel": np.ones((2, 9))}}}
-  with pytest.raises(CheckpointError, match="head/kernel is .2, 9., not .2, 4.; head/bias is missing"):
+  with pytest.raises(CheckpointError, match="head/kernel is .2, 9., the model has .2, 4.; head/bias is missing"):
     checkpoint.take_params(ours, theirs)
+  with pytest.raises(TrainingError, match=r"'head/\(' is no regular expression"):
+    checkpoint.take_params(ours, theirs, skip="head/(")
   taken = checkpoint.take_params(ours, theirs, skip="head/.*")["params"]
   assert taken["backbone"]["kernel"].sum() == 2 and taken["head"]["kernel"].sum() == 0

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
+from rcnn_jax.data.source import Category
 from rcnn_jax.evaluation.detect import EvaluationError, detect, image_entries
-from rcnn_jax.evaluation.evaluate import evaluate
+from rcnn_jax.evaluation.evaluate import check_categories, evaluate
 from rcnn_jax.evaluation.paste import encode, paste
 from rcnn_jax.types import Detections
 from tests import scenes
@@ -218,3 +219,12 @@ def test_run_lengths_fit_into_json_and_come_back():
   encoded = encode(mask)
   assert isinstance(encoded["counts"], str)
   assert np.array_equal(rle.decode(encoded), mask)
+
+
+def test_a_model_is_evaluated_on_its_own_classes_alone():
+  check_categories(scenes.CATEGORIES, scenes.CATEGORIES)
+  renamed = (*scenes.CATEGORIES[:2], Category(11, "violet"))
+  with pytest.raises(EvaluationError, match=r"class 3 of the model is 'blue' \(id 11\), .* 'violet' \(id 11\)"):
+    check_categories(scenes.CATEGORIES, renamed)
+  with pytest.raises(EvaluationError, match="the model has 3 classes, the evaluation data have 2"):
+    check_categories(scenes.CATEGORIES, scenes.CATEGORIES[:2])

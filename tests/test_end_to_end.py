@@ -98,6 +98,51 @@ def undisturbed(tmp_path_factory):
   return folder
 
 
+def command(name: str, *arguments: str) -> subprocess.CompletedProcess:
+  environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  line = [sys.executable, "-m", f"launch.{name}", *arguments]
+  return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize(
+  "name, arguments, message",
+  [
+    (
+      "evaluate",
+      (),
+      "no class 'tests.small_detector:SmallBackbone': it is neither in rcnn_jax nor in a file named by",
+    ),
+    (
+      "evaluate",
+      ("--experiment={folder}/killed.py", "--set=model.backbone.channels=8"),
+      "the weights do not fit: back",
+    ),
+    (
+      "evaluate",
+      ("--experiment={folder}/killed.py", "--checkpoint=7"),
+      "has no checkpoint '7'; it has best, latest, 2",
+    ),
+    ("predict", ("--images={folder}/*.jpg", "--output={folder}/out"), "no file matches --images="),
+    (
+      "train",
+      ("--experiment={folder}/killed.py", "--set=seed=1"),
+      "holds another experiment: experiment.seed: 0 there",
+    ),
+    ("train", ("--experiment=killed",), "no experiment 'killed' in experiments/; nearest: "),
+  ],
+)
+def test_bad_input_ends_with_one_line_that_names_it(undisturbed, name, arguments, message):
+  folder = undisturbed
+  ended = command(name, f"--workdir={folder}/whole", *(argument.format(folder=folder) for argument in arguments))
+  assert ended.returncode == 1 and ended.stdout == ""
+  assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and message in ended.stderr
+
+
+def test_help_lists_the_options_that_commands_share():
+  shown = command("evaluate", "--help").stdout
+  assert all(f"--{name}:" in shown for name in ("workdir", "checkpoint", "experiment", "set", "outdir"))
+
+
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
 def test_a_training_killed_and_started_again_ends_as_one_that_was_not(undisturbed, how):
   folder, workdir = undisturbed, f"killed_by_{how.name}"

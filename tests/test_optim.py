@@ -75,6 +75,8 @@ def test_rules_that_do_not_fit_are_refused():
     optim.resolve((Rule("backbone/conv/kernel"),), PARAMS)
   with pytest.raises(TrainingError, match="match no parameter: backbone; "):  # not a prefix match
     optim.resolve((Rule("backbone"), Rule(".*")), PARAMS)
+  with pytest.raises(TrainingError, match="'[*]/bias' is no regular expression: nothing to repeat"):
+    optim.resolve((Rule("*/bias"), Rule(".*")), PARAMS)
 
 
 def test_lengths():

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from launch.predict import matching_files, predict, read_upright
+from launch.predict import matching_files, predict
+from rcnn_jax.data import images
 from rcnn_jax.evaluation.detect import EvaluationError
 from tests import scenes
 
-RUN = types.SimpleNamespace(categories=scenes.CATEGORIES, variables=scenes.VARIABLES)
 EXPERIMENT = types.SimpleNamespace(model=scenes.ColourFinder(masks=True), data=scenes.DATA)
+RUN = types.SimpleNamespace(experiment=EXPERIMENT, categories=scenes.CATEGORIES, variables=scenes.VARIABLES)
 
 
 def scene():
@@ -27,7 +28,7 @@ def scene():
 
 def run(folder, pattern="*", min_score=0.05):
   output = folder / "out"
-  unread = predict(RUN, EXPERIMENT, matching_files(str(folder / pattern)), output, min_score)
+  unread = predict(RUN, matching_files(str(folder / pattern)), output, min_score)
   return unread, json.loads((output / "detections.json").read_text())
 
 
@@ -112,7 +113,7 @@ GREY = np.asarray(Image.fromarray(RED).convert("L"))
 def test_every_kind_of_image_is_read_as_rgb(tmp_path, name, image, expected):
   path = pathlib.Path(tmp_path, f"{name}.png")
   image.save(path)
-  assert np.array_equal(read_upright(path), expected)
+  assert np.array_equal(images.read(path, upright=True), expected)
 
 
 def test_a_photograph_is_turned_upright(tmp_path):
@@ -120,4 +121,6 @@ def test_a_photograph_is_turned_upright(tmp_path):
   exif[0x0112] = 6  # the camera was held sideways: to be turned clockwise
   Image.fromarray(RED).save(tmp_path / "sideways.jpg", exif=exif)
   Image.fromarray(RED).save(tmp_path / "stored.jpg")
-  assert np.array_equal(read_upright(tmp_path / "sideways.jpg"), np.rot90(read_upright(tmp_path / "stored.jpg"), -1))
+  stored = images.read(tmp_path / "stored.jpg")
+  assert np.array_equal(images.read(tmp_path / "sideways.jpg"), stored)
+  assert np.array_equal(images.read(tmp_path / "sideways.jpg", upright=True), np.rot90(stored, -1))

@@ -72,6 +72,18 @@ def evaluate(
   return metrics
 
 
+def check_categories(trained: Sequence[Any], evaluated: Sequence[Any]) -> None:
+  """Raises EvaluationError unless the classes that a model is trained on are those it is to be evaluated on."""
+  for number, (ours, theirs) in enumerate(zip(trained, evaluated), start=1):
+    if (ours.id, ours.name) != (theirs.id, theirs.name):
+      raise detect.EvaluationError(
+        f"class {number} of the model is {ours.name!r} (id {ours.id}), "
+        f"of the evaluation data {theirs.name!r} (id {theirs.id})"
+      )
+  if len(trained) != len(evaluated):
+    raise detect.EvaluationError(f"the model has {len(trained)} classes, the evaluation data have {len(evaluated)}")
+
+
 def _annotations(source, masks: bool) -> list[Any]:
   return [source.annotations(i, masks=masks) for i in range(len(source))]
 

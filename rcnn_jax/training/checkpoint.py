@@ -11,7 +11,6 @@ import base64
 import dataclasses
 import json
 import pathlib
-import re
 from typing import Any
 
 import jax
@@ -269,16 +268,18 @@ def take_params(variables: dict, source: dict, skip: str | None = None) -> dict:
   """
   ours, theirs = optim.flatten(variables), optim.flatten(source)
   taken, faults = dict(ours), []
-  for path, leaf in ours.items():
-    name = path.partition("/")[2]
-    if skip and re.fullmatch(skip, name):
+  names = {path: path.partition("/")[2] for path in ours}
+  skipped = set(optim.matching(skip, names.values()) if skip else ())
+  for path, name in names.items():
+    if name in skipped:
       continue
     if path not in theirs:
       faults.append(f"{name} is missing")
-    elif np.shape(theirs[path]) != np.shape(leaf):
-      faults.append(f"{name} is {np.shape(theirs[path])}, not {np.shape(leaf)}")
+    elif theirs[path].shape != ours[path].shape:
+      faults.append(f"{name} is {theirs[path].shape}, the model has {ours[path].shape}")
     else:
       taken[path] = theirs[path]
   if faults:
-    raise CheckpointError(f"the weights do not fit (skip some by --init_from_skip): {'; '.join(faults)}")
+    shown = "; ".join(faults[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+    raise CheckpointError(f"the weights do not fit: {shown}")
   return optim.unflatten(taken)

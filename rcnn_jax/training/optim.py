@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import flax.traverse_util
@@ -150,7 +151,7 @@ def resolve(rules: tuple[Rule, ...], params: dict) -> dict[str, Rule]:
     TrainingError: if a parameter is matched by no rule, or a rule matches no parameter at all.
   """
   paths = list(flatten(params))
-  matches = {rule: [path for path in paths if re.fullmatch(rule.pattern, path)] for rule in rules}
+  matches = {rule: matching(rule.pattern, paths) for rule in rules}
   idle = [rule.pattern for rule, matched in matches.items() if not matched]
   if idle:
     raise TrainingError(f"rules that match no parameter: {', '.join(idle)}; parameters are named like {paths[0]}")
@@ -160,6 +161,15 @@ def resolve(rules: tuple[Rule, ...], params: dict) -> dict[str, Rule]:
     shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
     raise TrainingError(f"parameters that no rule covers: {shown}")
   return {path: covered[path] for path in paths}
+
+
+def matching(pattern: str, paths: Iterable[str]) -> list[str]:
+  """The paths that match a regular expression as a whole. Raises TrainingError if it is none."""
+  try:
+    whole = re.compile(pattern)
+  except re.error as error:
+    raise TrainingError(f"{pattern!r} is no regular expression: {error}") from error
+  return [path for path in paths if whole.fullmatch(path)]
 
 
 def flatten(params: dict) -> dict[str, Array]:
