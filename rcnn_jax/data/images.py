@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 
-import cv2
 import numpy as np
 
 from rcnn_jax.data.errors import DataError
@@ -24,6 +23,8 @@ def decode(encoded: bytes, name: str, upright: bool = False) -> np.ndarray:
   Raises:
     DataError: the bytes are no image, or end before the image does.
   """
+  import cv2
+
   flags = cv2.IMREAD_COLOR_RGB | (0 if upright else cv2.IMREAD_IGNORE_ORIENTATION)
   image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if encoded else None
   if image is None:

@@ -1,18 +1,18 @@
 """What is done to one image and its objects on the host, with numpy and OpenCV: resizing, augmentation, mask crops.
 
 Augmentations are frozen dataclasses of plain values, called with an `Example` and the image's own random generator.
+They stand in experiments, which load on machines without OpenCV: it is imported where it is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Literal
 
-import cv2
 import numpy as np
 
 MASK_SIDE = 112
-_INTERPOLATIONS = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Resize:
 
   short_side: tuple[int, ...] = (480,)
   long_side: int = 640
-  interpolation: str = "linear"  # or 'area', 'cubic'
+  interpolation: Literal["linear", "area", "cubic"] = "linear"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +62,8 @@ class ColorJitter:
   hue: float = 0.0
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+    import cv2
+
     strengths = (self.brightness, self.contrast, self.saturation)
     brightness, contrast, saturation = (rng.uniform(max(0, 1 - strength), 1 + strength) for strength in strengths)
     turn = rng.uniform(-self.hue, self.hue)
@@ -107,9 +109,12 @@ def fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "linear") -> np.ndarray:
   """u8[H, W, 3] to u8[size, 3]; the same array where it has that size already."""
+  import cv2
+
   if image.shape[:2] == tuple(size):
     return image
-  return cv2.resize(image, (size[1], size[0]), interpolation=_INTERPOLATIONS[interpolation])
+  interpolations = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC}
+  return cv2.resize(image, (size[1], size[0]), interpolation=interpolations[interpolation])
 
 
 def mask_crops(segmentations, boxes: np.ndarray) -> np.ndarray:
@@ -143,11 +148,15 @@ def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
 
 def _straight_line(image: np.ndarray, factor: float, offset: float) -> np.ndarray:
   """factor * image + offset, rounded and clipped, by a table of the 256 values."""
+  import cv2
+
   table = np.clip(np.rint(factor * np.arange(256) + offset), 0, 255).astype(np.uint8)
   return cv2.LUT(np.ascontiguousarray(image), table)
 
 
 def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
+  import cv2
+
   hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # OpenCV's hue of u8 images counts to 180
   hsv[..., 0] = (hsv[..., 0].astype(np.int32) + round(turn * 180)) % 180
   return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
