@@ -260,7 +260,7 @@ def test_too_many_objects_are_dropped_and_told_once(caplog):
   with caplog.at_level(logging.WARNING):
     batches = take(train(data(max_objects=4)), 8)
   assert all(batch.truth.boxes.shape == (2, 4, 4) for batch in batches)
-  assert caplog.messages == ["dropped 3 objects beyond max_objects=4 (first: 5.png)"]
+  assert caplog.messages == ["objects beyond max_objects=4 dropped: 3 (first: 5.png)"]
 
 
 def test_faulty_objects_are_dropped_and_told_once(caplog):
@@ -280,13 +280,15 @@ def test_faulty_objects_are_dropped_and_told_once(caplog):
   }
   assert counts == {1: 0, 2: 1, 3: 1, 4: 2, 5: 3, 6: 4, 7: 5}
   assert caplog.messages == [
-    "dropped 5 faulty objects (first: 2.png: object 2: degenerate box [1, 2, -1, 8]: width -2, height 6)"
+    "faulty objects dropped: 5 (first: 2.png: object 2: degenerate box [1, 2, -1, 8]: width -2, height 6)"
   ]
 
 
 def test_what_the_data_cannot_give_is_refused():
   with pytest.raises(DataError, match="load_masks is set, but the objects have no masks"):
     train(data(train=Rectangles(with_masks=False), load_masks=True))
+  with pytest.raises(DataError, match="the seed is -1: it must not be negative"):
+    train(data(), seed=-1)
 
   class Jointless(Rectangles):
     keypoints = None

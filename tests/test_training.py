@@ -182,6 +182,15 @@ def test_stages_follow_each_other(tmp_path, capsys):
   assert "stage 2 of 2: steps 3 to 4" in capsys.readouterr().out
 
 
+def test_a_metric_that_is_not_there_is_told(tmp_path, capsys):
+  exp = tiny.experiment().override({"evaluation.keep_best": "bbox/APP"})
+  train(exp, tmp_path, evaluate=lambda variables, step: {"bbox/AP": 0.5, "voc/mAP_11pt": 0.5})
+  assert (
+    "evaluation.keep_best: no metric 'bbox/APP' (nearest: bbox/AP, voc/mAP_11pt); the latest"
+    in capsys.readouterr().out
+  )
+
+
 class Poisoned(tiny.Loader):
   """At the fifth step the targets are such that the loss is not a number."""
 
@@ -201,6 +210,15 @@ def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
   assert str(ids.tolist()) in str(caught.value)
   assert checkpoint.load_run(tmp_path, "latest").step == 3  # the last good one stays
   assert all(np.isfinite(row["loss"]) for row in log.rows(tmp_path))
+
+
+def test_a_gradient_that_is_not_finite_is_told_before_the_loss_is_not():
+  interval = log.Interval()
+  interval.add(3, 2, np.array([7, 9]), {"loss": jnp.float32(1.5), "grad_norm": jnp.float32(np.inf)})
+  with pytest.raises(
+    TrainingError, match=r"gradient is not finite at step 3: grad_norm inf, loss 1.5; image ids \[7, 9\]"
+  ):
+    interval.values()
 
 
 def test_settings_that_do_not_fit(tmp_path):

@@ -141,9 +141,11 @@ def train_loader(
     batch_size: of all processes together; by default the experiment's.
 
   Raises:
-    DataError: no images, masks asked for and absent, a batch that the processes cannot share equally; while
-      iterating, an image that cannot be read.
+    DataError: no images, a negative seed, masks asked for and absent, a batch that the processes cannot share
+      equally; while iterating, an image that cannot be read.
   """
+  if seed < 0:
+    raise DataError(f"the seed is {seed}: it must not be negative")
   batch_size = batch_size or data.batch_size[0]
   share = _share(batch_size, process_index, process_count)
   found = pipeline.survey(data, source)

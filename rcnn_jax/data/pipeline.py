@@ -66,7 +66,7 @@ def survey(data: Data, source: Source) -> Survey:
     counts.append(len(annotations.boxes) - len(faulty))
     num_trainable.append(sum(1 for row, crowd in enumerate(annotations.crowd) if not crowd and row not in faulty))
   if faults:
-    logger.warning("dropped %d faulty objects (first: %s)", len(faults), faults[0])
+    logger.warning("faulty objects dropped: %d (first: %s)", len(faults), faults[0])
   max_objects = data.max_objects
   if max_objects is None:
     max_objects = -(-max(counts + [1]) // 8) * 8
@@ -74,7 +74,7 @@ def survey(data: Data, source: Source) -> Survey:
   if excess:
     name = source.annotations(excess[0][0], masks=False).file_name
     total = sum(number for _, number in excess)
-    logger.warning("dropped %d objects beyond max_objects=%d (first: %s)", total, max_objects, name)
+    logger.warning("objects beyond max_objects=%d dropped: %d (first: %s)", max_objects, total, name)
   return Survey(tuple(sizes), np.array(num_trainable, np.int32), max_objects)
 
 

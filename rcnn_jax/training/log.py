@@ -103,13 +103,15 @@ class Interval:
     """Fetches and returns the metrics of each step so far.
 
     Raises:
-      TrainingError: naming the first step whose loss is not finite, and its images.
+      TrainingError: naming the first step whose loss or gradient is not finite, and its images. A gradient that is
+        not spoils the parameters one step before the loss tells.
     """
     for step, image_ids, metrics in self._pending:
       fetched = {name: float(value) for name, value in jax.device_get(metrics).items()}
-      if not math.isfinite(fetched["loss"]):
+      if not (math.isfinite(fetched["loss"]) and math.isfinite(fetched["grad_norm"])):
+        what = "gradient" if math.isfinite(fetched["loss"]) else "loss"
         terms = ", ".join(f"{name} {value:.4g}" for name, value in fetched.items())
-        raise TrainingError(f"the loss is not finite at step {step}: {terms}; image ids {image_ids.tolist()}")
+        raise TrainingError(f"the {what} is not finite at step {step}: {terms}; image ids {image_ids.tolist()}")
       self._values.append(fetched)
     self._pending = []
     return self._values

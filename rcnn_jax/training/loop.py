@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -235,6 +236,10 @@ class _Trainer:
     metrics = self.evaluate(state.variables(), step)
     self.log.write(step, "eval", metrics)
     best = self.experiment.evaluation.keep_best
-    shown = metrics.get(best)
-    score = "none" if shown is None else f"{shown:.4f}"
+    score = "none" if metrics.get(best) is None else f"{metrics[best]:.4f}"
     self.log.say(f"evaluated step {step} in {clock(time.perf_counter() - began)}: {best} {score}")
+    if best not in metrics:
+      near = ", ".join(difflib.get_close_matches(best, metrics, n=3, cutoff=0.4))
+      self.log.say(
+        f"evaluation.keep_best: no metric {best!r} (nearest: {near}); the latest checkpoint is taken for best"
+      )
