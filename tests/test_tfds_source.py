@@ -43,6 +43,11 @@ def test_annotations_in_pixels(prepared):
 
 def test_part_of_a_split(prepared):
   assert len(Tfds("drawn_shapes", "train[:3]", str(prepared)).open()) == 3
+  assert len(Tfds("drawn_shapes", "train+eval", str(prepared)).open()) == 6
+  with pytest.raises(DataError, match=r"the split 'train\[:0\]' has no images"):
+    Tfds("drawn_shapes", "train[:0]", str(prepared)).open()
+  with pytest.raises(DataError, match=r"no split 'train\[:few\]': Error parsing split"):
+    Tfds("drawn_shapes", "train[:few]", str(prepared)).open()
 
 
 def test_not_prepared_unknown_split_and_several_configurations(prepared, tmp_path):

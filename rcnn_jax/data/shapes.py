@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 
@@ -48,9 +50,11 @@ class Shapes:
     config = shapes_builder.ShapesConfig(name=self._config_name, **self._config)
     data_dir = os.path.expanduser(self.data_dir)
     builder = shapes_builder.DrawnShapes(config=config, data_dir=data_dir, file_format="array_record")
+    print(f"drawing {self.num_train} + {self.num_eval} images into {builder.data_dir}", flush=True)
     try:
-      # TFDS writes beside the final folder and renames it into place at the end.
-      builder.download_and_prepare()
+      # TFDS writes beside the final folder and renames it into place at the end. It would speak of a download.
+      with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
     except OSError:
       if not pathlib.Path(builder.data_dir).is_dir():  # else another process was faster
         raise

@@ -22,6 +22,8 @@ class Tfds:
   objects/is_crowd, /is_difficult, /area, and /segmentation (COCO's compressed run lengths). Category ids are the
   labels counted from 1.
 
+  `split` is in TFDS' own writing: 'train', 'train+validation', 'train[:10%]'.
+
   array_record data sets need no TensorFlow (prepare them with `file_format='array_record'`); TFRecord ones do.
   """
 
@@ -35,15 +37,11 @@ class Tfds:
     import tensorflow_datasets as tfds
 
     builder = tfds.builder_from_directory(_prepared_folder(pathlib.Path(self.data_dir).expanduser(), self.name))
-    if self.split.split("[")[0] not in builder.info.splits:
-      have = ", ".join(builder.info.splits)
-      raise DataError(f"{builder.data_dir}: no split {self.split!r}; it has {have}")
+    _check_split(builder, self.split)
     features = builder.info.features
     if "image" not in features or "objects" not in features:
       raise DataError(f"{builder.data_dir}: not a detection data set: its features are {', '.join(features)}")
     records = _records(builder, self.split)
-    if not len(records):
-      raise DataError(f"{builder.data_dir}: the split {self.split!r} has no images")
     annotations = tuple(_annotations(records[row], row, self.name) for row in range(len(records)))
     names = features["objects"]["label"].names
     categories = tuple(Category(number, name) for number, name in enumerate(names, 1))
@@ -85,6 +83,20 @@ def _prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
   if len(configs) > 1:
     raise DataError(f"{folder}: several configurations, name one: {', '.join(sorted(p.name for p in configs))}")
   return max(found, key=lambda path: tfds.core.Version(path.name))
+
+
+def _check_split(builder, split: str) -> None:
+  """Raises DataError unless TFDS understands the split and it has images."""
+  unknown = [part for part in split.split("+") if part.split("[")[0] not in builder.info.splits]
+  if unknown:
+    have = ", ".join(builder.info.splits)
+    raise DataError(f"{builder.data_dir}: no split {unknown[0]!r}; it has {have}")
+  try:
+    num_images = builder.info.splits[split].num_examples
+  except ValueError as error:
+    raise DataError(f"{builder.data_dir}: no split {split!r}: {str(error).splitlines()[0]}") from error
+  if not num_images:
+    raise DataError(f"{builder.data_dir}: the split {split!r} has no images")
 
 
 def _records(builder, split: str) -> Sequence[dict]:
