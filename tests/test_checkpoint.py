@@ -94,6 +94,14 @@ def test_killed_and_started_again_ends_bit_for_bit_the_same(dies_at, whole, tmp_
   assert results(tmp_path) == results(whole[0])  # no row twice, none missing, none different
 
 
+def test_a_run_that_is_beyond_its_end_is_told(whole):
+  shorter = EXPERIMENT.override({"stages.0.steps": 3})  # as when stages are given in epochs and images are gone
+  loader = functools.partial(tiny.Loader, shorter.data, shorter.seed)
+  arguments = (tiny.model_of(shorter), tiny.variables_of(shorter), shorter.data.num_images, loader)
+  with pytest.raises(TrainingError, match="the run is at step 6 and ends at step 3: has its data set shrunk"):
+    loop.run(shorter, whole[0], *arguments, mesh=meshes.data_mesh(1))
+
+
 def test_sigterm_saves_and_says_so(whole, tmp_path, compiled_once):
   with pytest.raises(loop.Stopped, match="SIGTERM at step 2 of 6"):
     train(tmp_path, loader=Terminated)

@@ -161,6 +161,21 @@ def test_a_number_that_is_not_finite_is_told_with_its_image():
     image_entries(found([[0, 0, np.nan, 4]]), 31, np.float32([1, 1]), (9, 9), [7])
 
 
+class Folders(scenes.Scenes):
+  """Images of one name in folders of their own."""
+
+  def annotations(self, index, masks=True):
+    found = super().annotations(index, masks)
+    return dataclasses.replace(found, file_name=f"day{index}/cam.1.png")
+
+
+def test_pictures_of_images_of_one_name_in_two_folders_are_two(tmp_path, caplog):
+  data = dataclasses.replace(scenes.DATA, max_objects=1)  # a limit of training: not one of evaluation
+  metrics = evaluate(scenes.ColourFinder(), scenes.VARIABLES, data, Folders(num_images=3), tmp_path, pictures=2)
+  assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"day0_cam.1.png", "day2_cam.1.png"}
+  assert metrics["bbox/AP"] == 1.0 and not caplog.messages
+
+
 # ---------------------------------------------------------------------------------------------------- paste
 
 

@@ -95,7 +95,8 @@ def detect_source(model, variables, data, source, mesh=None) -> detect.Results:
   shares = mesh.shape["data"] if mesh is not None else 1
   batch_size = -(-data.batch_size[1] // shares) * shares
   sizes = {int(a.image_id): (int(a.size[0]), int(a.size[1])) for a in _annotations(source, masks=False)}
-  without_truth = dataclasses.replace(data, load_masks=False, load_keypoints=False)  # the model never sees them
+  # The model never sees the truth, and the metrics count all of it: no mask is loaded, no object is one too many.
+  without_truth = dataclasses.replace(data, load_masks=False, load_keypoints=False, max_objects=None)
   batches = loader.eval_batches(without_truth, source, batch_size=batch_size)
   return detect.detect(model, variables, batches, sizes, [c.id for c in source.categories], mesh=mesh)
 
@@ -160,4 +161,6 @@ def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence
     picture = draw.side_by_side(
       source.image(int(index)), objects, found, names, title=image["file_name"], min_score=PICTURE_MIN_SCORE
     )
-    Image.fromarray(picture).save(outdir / f"{pathlib.PurePath(image['file_name']).stem}.png")
+    # Two folders may hold images of one name.
+    name = "_".join(pathlib.PurePath(image["file_name"]).with_suffix("").parts).strip("/_")
+    Image.fromarray(picture).save(outdir / f"{name}.png")

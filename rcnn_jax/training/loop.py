@@ -145,6 +145,8 @@ class _Trainer:
 
   def run(self, variables: dict, start: int, past_rows: list[dict]) -> TrainState:
     """Trains from step `start`; `past_rows` say whether an evaluation due at `start` was finished."""
+    if start > self.total:
+      raise TrainingError(f"the run is at step {start} and ends at step {self.total}: has its data set shrunk?")
     current = next(span for span in self.spans if start <= span.last)
     state = create_state(variables, current.stage, self.mesh, start)
     unlogged = []
