@@ -6,11 +6,13 @@ and not by a table: `backbone/fire2/squeeze/kernel` is `features.3.squeeze.weigh
 
 from __future__ import annotations
 
-import os
 import re
 
 import numpy as np
 from flax import traverse_util
+
+from rcnn_jax.weights import files
+from rcnn_jax.weights.errors import WeightsError, listed
 
 # Positions in torchvision's nn.Sequential `features`; pooling and activations take the numbers between.
 SQUEEZENET = {
@@ -42,17 +44,13 @@ VGG16 = {
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 
 
-class WeightsError(ValueError):
-  """A weights file that does not fit the model; the message names the file and the tensors."""
-
-
 def load(path: str, variables: dict) -> dict:
-  """`variables` with its backbone's values taken from a .safetensors file of torchvision's classifier.
+  """`variables` with its backbone's values taken from a file of torchvision's classifier (see `files.read`).
 
   Every variable of the backbone (below an FPN, of its `bottom_up`) must stand in the file with its shape; what the
   file holds beyond them (the classifier) is left. Raises WeightsError otherwise.
   """
-  tensors = read_safetensors(path)
+  tensors = files.read(path)
   flat = traverse_util.flatten_dict(variables, sep="/")
   below = re.compile(r"(params|batch_stats)/backbone/(bottom_up/)?")
   own = [name for name in flat if below.match(name)]
@@ -63,7 +61,7 @@ def load(path: str, variables: dict) -> dict:
   names = {name: torchvision_name(path, positions) for name, path in ours.items()}
   missing = sorted(f"{theirs} (for {ours})" for ours, theirs in names.items() if theirs not in tensors)
   if missing:
-    raise WeightsError(f"{path}: no tensor {_listed(missing)}: are these the weights of another architecture?")
+    raise WeightsError(f"{path}: no tensor {listed(missing)}: are these the weights of another architecture?")
   loaded, unfit = {}, []
   for ours, theirs in names.items():
     value = to_flax(tensors[theirs])
@@ -73,7 +71,7 @@ def load(path: str, variables: dict) -> dict:
       unfit.append(f"{theirs} holds NaN or infinity")
     loaded[ours] = value
   if unfit:
-    raise WeightsError(f"{path}: {_listed(unfit)}")
+    raise WeightsError(f"{path}: {listed(unfit)}")
   return traverse_util.unflatten_dict(flat | loaded, sep="/")
 
 
@@ -96,20 +94,3 @@ def to_flax(tensor: np.ndarray) -> np.ndarray:
   if tensor.ndim == 4:
     return tensor.transpose(2, 3, 1, 0)
   return tensor.T if tensor.ndim == 2 else tensor
-
-
-def read_safetensors(path: str) -> dict[str, np.ndarray]:
-  """The tensors of a .safetensors file by name; raises WeightsError where there is none or it is damaged."""
-  from safetensors import SafetensorError
-  from safetensors.numpy import load_file
-
-  if not os.path.isfile(path):
-    raise WeightsError(f"{path}: no such weights file")
-  try:
-    return load_file(path)
-  except SafetensorError as error:
-    raise WeightsError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-def _listed(names: list[str], most: int = 4) -> str:
-  return "; ".join(names[:most]) + (f"; and {len(names) - most} more" if len(names) > most else "")
