@@ -11,8 +11,9 @@ from rcnn_jax.data.transforms import HorizontalFlip, Resize
 from rcnn_jax.experiment import BackboneWeights, Checkpoints, Evaluation, Experiment
 from rcnn_jax.models.backbones.fpn import Fpn
 from rcnn_jax.models.backbones.resnet import ResNet
-from rcnn_jax.models.detector import Detector, RoiAlign
+from rcnn_jax.models.detector import Detector
 from rcnn_jax.models.heads import BoxHead, FcTrunk
+from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.models.proposers import Rpn
 from rcnn_jax.training.optim import Rule, StepDecay
 from rcnn_jax.training.stages import Sgd

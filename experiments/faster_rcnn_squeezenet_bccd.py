@@ -10,8 +10,9 @@ from rcnn_jax.data.transforms import HorizontalFlip, Resize
 from rcnn_jax.data.voc import VocFolder
 from rcnn_jax.experiment import BackboneWeights, Evaluation, Experiment
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
-from rcnn_jax.models.detector import Detector, RoiAlign, RoiSampler
+from rcnn_jax.models.detector import Detector, RoiSampler
 from rcnn_jax.models.heads import BoxHead, FcTrunk
+from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.models.proposers import Rpn
 from rcnn_jax.training.optim import Cosine
 from rcnn_jax.training.stages import Sgd

@@ -8,9 +8,10 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from rcnn_jax.models.detector import Detector, RoiAlign, RoiSampler, init_variables
+from rcnn_jax.models.detector import Detector, RoiSampler, init_variables
 from rcnn_jax.models.heads import BoxHead, FcTrunk
 from rcnn_jax.models.layers import Conv, GroupNorm
+from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.models.proposers import Rpn
 from rcnn_jax.types import Array, Batch, GroundTruth
 

@@ -11,7 +11,7 @@ from rcnn_jax.models.backbones.fpn import Fpn, upsample
 from rcnn_jax.models.backbones.resnet import ResNet
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 from rcnn_jax.models.backbones.vgg import Vgg16
-from rcnn_jax.models.layers import Conv, max_pool
+from rcnn_jax.models.layers import Conv, Deconv, max_pool
 
 KEY = jax.random.key(0)
 
@@ -111,6 +111,15 @@ def test_a_1x1_convolution_is_the_convolution_that_it_replaces():
   variables = layer.init(KEY, x)
   dims = ("NHWC", "HWIO", "NHWC")
   expected = jax.lax.conv_general_dilated(x, variables["params"]["kernel"], (2, 2), "VALID", dimension_numbers=dims)
+  np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_deconvolution_is_the_transposed_convolution_that_it_replaces():
+  x = np.random.default_rng(2).normal(size=(2, 3, 5, 4)).astype(np.float32)
+  layer = Deconv(6)
+  variables = layer.init(KEY, x)
+  kernel = variables["params"]["kernel"]
+  expected = jax.lax.conv_transpose(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
   np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
 
 

@@ -7,11 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcnn_jax.models.detector import Detector, RoiMaxPool, RoiSampler, init_variables, trainable
-from rcnn_jax.models.heads import BoxHead
+from rcnn_jax.models.detector import Detector, RoiSampler, init_variables, trainable
+from rcnn_jax.models.heads import BoxHead, MaskHead
+from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool
 from rcnn_jax.models.proposers import External
 from rcnn_jax.ops import boxes as box_ops
-from rcnn_jax.types import GroundTruth, Proposals
+from rcnn_jax.types import GroundTruth, Proposals, RoiSamples
 from tests.small_detector import CANVAS, compiled, scene_batch, small_detector, variables
 
 KEY = jax.random.key(7)
@@ -206,3 +207,48 @@ def test_what_is_missing_is_named():
   two_levels = model.proposer.clone(anchor_sizes=((8.0,), (16.0,)))
   with pytest.raises(ValueError, match="anchor sizes for 2 level.s., the backbone gives 1"):
     init_variables(model.clone(proposer=two_levels), KEY, CANVAS)
+
+
+MASK_HEAD = MaskHead(pool=RoiAlign(output_size=4), num_convs=1, channels=8)
+
+
+def with_masks(batch, fill=1):
+  """The batch with a full mask for each valid object, and `fill` in the other rows."""
+  masks = np.full((*batch.truth.valid.shape, 112, 112), fill, np.uint8)
+  masks[batch.truth.valid] = 1
+  return batch.replace(truth=batch.truth.replace(masks=masks))
+
+
+def test_a_mask_head_makes_it_a_mask_rcnn():
+  model = small_detector(mask=MASK_HEAD)
+  fresh = init_variables(model, jax.random.key(0), CANVAS)
+  terms = compiled("losses", model)(fresh, with_masks(scene_batch(0)), KEY)
+  assert set(terms) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_mask"}
+  assert np.isfinite(terms["roi_mask"]) and terms["roi_mask"] > 0
+  dirty = compiled("losses", model)(fresh, with_garbage(with_masks(scene_batch(0), fill=0)), KEY)
+  assert_same(terms, dirty)
+  found = compiled("detect", model)(fresh, scene_batch(0).replace(truth=None))
+  assert found.masks.shape == (2, 10, 8, 8)
+  assert ((found.masks >= 0) & (found.masks <= 1)).all()
+
+
+def test_a_mask_head_without_masks_says_which_switch_is_off():
+  with pytest.raises(ValueError, match="set Data.load_masks"):
+    jax.eval_shape(lambda: small_detector(mask=MASK_HEAD).init(KEY, scene_batch(0), KEY, method="losses"))
+
+
+def test_the_mask_loss_is_the_mean_over_the_foregrounds_own_channel():
+  samples = RoiSamples(
+    boxes=jnp.array([[[0, 0, 8, 8], [4, 0, 12, 8], [0, 0, 8, 8]]], jnp.float32),
+    classes=jnp.array([[2, 2, 0]]),
+    matched=jnp.array([[0, 0, 0]]),
+    valid=jnp.array([[True, True, True]]),
+  )
+  truth = truth_of([[0, 0, 8, 8]], [2]).replace(masks=jnp.ones((1, 112, 112), jnp.uint8))
+  truth = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], truth)
+  logits = jnp.full((1, 3, 8, 8, 2), 50.0).at[..., 1].set(0.0)  # class 1's channel is not asked for
+  assert MASK_HEAD.losses(logits, samples, truth)["roi_mask"] == pytest.approx(np.log(2))
+  # Right of the object there is no mask: the second RoI's right half is 0, everything else 1.
+  sides = jnp.where(jnp.arange(8) < 4, 50.0, -50.0)
+  logits = logits.at[0, 0, :, :, 1].set(50.0).at[0, 1, :, :, 1].set(sides)
+  assert MASK_HEAD.losses(logits, samples, truth)["roi_mask"] == pytest.approx(0, abs=1e-6)

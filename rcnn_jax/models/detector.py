@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rcnn_jax.ops import assign, boxes, pooling, random
+from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool, pool_batch
+from rcnn_jax.ops import assign, boxes, random
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
 
@@ -49,35 +50,6 @@ class RoiSampler:
     return assign.targets(samples, matches, candidates, truth)
 
 
-@dataclass(frozen=True)
-class RoiAlign:
-  """RoI Align (arXiv:1703.06870, section 3), from the level that FPN's equation 1 gives each RoI."""
-
-  output_size: int = 7
-  sampling_ratio: int = 2
-  aligned: bool = False  # torchvision: False; Detectron2: True (a shift of half a cell)
-  num_levels: int = 1  # the finest levels, those that RoIs are pooled from
-
-  def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
-    """One image: features f[h, w, C] a level, rois f32[R, 4] in canvas pixels -> f[R, P, P, C]."""
-    features, strides = features[: self.num_levels], strides[: self.num_levels]
-    options = dict(output_size=self.output_size, sampling_ratio=self.sampling_ratio, aligned=self.aligned)
-    if len(features) == 1:
-      return pooling.roi_align(features[0], rois, spatial_scale=1 / strides[0], **options)
-    return pooling.multilevel_roi_align(features, rois, strides=strides, **options)
-
-
-@dataclass(frozen=True)
-class RoiMaxPool:
-  """RoI max pooling (arXiv:1504.08083, section 2.1), on a single level."""
-
-  output_size: int = 7
-
-  def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
-    """One image: features (f[h, w, C],), rois f32[R, 4] in canvas pixels -> f[R, P, P, C]."""
-    return pooling.roi_max_pool(features[0], rois, output_size=self.output_size, spatial_scale=1 / strides[0])
-
-
 class Detector(nn.Module):
   """A detector of the R-CNN family. As a frozen dataclass it is also its own configuration."""
 
@@ -86,6 +58,7 @@ class Detector(nn.Module):
   pool: RoiAlign | RoiMaxPool
   trunk: nn.Module
   box: nn.Module
+  mask: nn.Module | None = None
   sampler: RoiSampler = RoiSampler()
   num_classes: int | None = None  # K, without the background; filled in from the data
   dtype: str = "float32"  # what convolutions and matrix products compute in: 'float32' or 'bfloat16'
@@ -97,25 +70,38 @@ class Detector(nn.Module):
     proposals, terms = self.proposer(features, self.backbone.strides, batch, key)
     keys = random.per_image(random.named(key, "rois"), batch.image_id)
     samples = jax.lax.stop_gradient(jax.vmap(self.sampler)(proposals, batch.truth, keys))
-    outputs = self.second_stage(features, samples.boxes, random.named(key, "dropout"))
-    return terms | self.box.losses(*outputs, samples, batch.truth)
+    outputs = self.classify(features, samples.boxes, random.named(key, "dropout"))
+    terms |= self.box.losses(*outputs, samples, batch.truth)
+    if self.mask is not None:
+      # Masks are learnt from foreground alone, which stands in the first rows.
+      num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
+      foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
+      terms |= self.mask.losses(self.segment(features, foreground.boxes), foreground, batch.truth)
+    return terms
 
   def detect(self, batch: Batch) -> Detections:
     """Detections [B, D] by falling score, boxes in canvas pixels."""
     features = self.backbone(self.normalise(batch), False)
     proposals, _ = self.proposer(features, self.backbone.strides, batch, None)
-    outputs = self.second_stage(features, proposals.boxes, None)
-    return self.box.detections(*outputs, proposals, batch)
+    outputs = self.classify(features, proposals.boxes, None)
+    found = self.box.detections(*outputs, proposals, batch)
+    if self.mask is not None:
+      found = found.replace(masks=self.mask.probabilities(self.segment(features, found.boxes), found.classes))
+    return found
 
-  def second_stage(self, features: tuple[Array, ...], rois: Array, key: Array | None) -> tuple[Array, Array]:
+  def classify(self, features: tuple[Array, ...], rois: Array, key: Array | None) -> tuple[Array, Array]:
     """rois f32[B, R, 4] -> class_logits f32[B, R, K+1] and box_deltas f32[B, R, K or 1, 4]."""
     if self.num_classes is None:
       raise ValueError("Detector.num_classes is not set: it comes with the data (model.clone(num_classes=K))")
-    pooled = jax.vmap(lambda feature, roi: self.pool(feature, roi, self.backbone.strides))(features, rois)
-    flat = pooled.reshape(-1, *pooled.shape[2:])
-    logits, deltas = self.box(self.trunk(flat, key), self.num_classes)
-    per_image = lambda x: x.reshape(*rois.shape[:2], *x.shape[1:])
-    return per_image(logits), per_image(deltas)
+    pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
+    logits, deltas = self.box(self.trunk(pooled, key), self.num_classes)
+    return tuple(x.reshape(*rois.shape[:2], *x.shape[1:]) for x in (logits, deltas))
+
+  def segment(self, features: tuple[Array, ...], rois: Array) -> Array:
+    """rois f32[B, R, 4] -> mask_logits f32[B, R, 2P, 2P, K or 1]."""
+    pooled = pool_batch(self.mask.pool, features, rois, self.backbone.strides)
+    logits = self.mask(pooled, self.num_classes)
+    return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
   def normalise(self, batch: Batch) -> Array:
     """uint8 pixels to the backbone's statistics, zero beyond the image: f[B, H, W, 3] in `dtype`."""

@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.models.backbones.resnet import Stage
-from rcnn_jax.ops import boxes, losses, nms
+from rcnn_jax.models.layers import Conv, Deconv
+from rcnn_jax.models.pooling import RoiAlign
+from rcnn_jax.ops import boxes, losses, masks, nms
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
 xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -119,3 +121,48 @@ class BoxHead(nn.Module):
       return found.replace(valid=kept)
 
     return jax.vmap(image)(class_logits, box_deltas, proposals, batch.image_size)
+
+
+class MaskHead(nn.Module):
+  """A small fully convolutional network that predicts a mask for each class (Mask R-CNN, section 3 and figure 4)."""
+
+  pool: RoiAlign = RoiAlign(output_size=14)
+  num_convs: int = 4
+  channels: int = 256
+  class_agnostic: bool = False
+
+  @nn.compact
+  def __call__(self, rois: Array, num_classes: int) -> Array:
+    """rois: f[R, P, P, C] -> mask_logits f32[R, 2P, 2P, K] (f32[R, 2P, 2P, 1] where class-agnostic)."""
+    x = rois
+    for i in range(1, self.num_convs + 1):
+      x = nn.relu(Conv(self.channels, kernel_size=3, name=f"conv{i}")(x))
+    x = nn.relu(Deconv(self.channels, name="deconv")(x))
+    return Conv(1 if self.class_agnostic else num_classes, name="masks")(x).astype(jnp.float32)
+
+  def losses(self, mask_logits: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
+    """Binary cross-entropy on the mask of each RoI's own class, the mean over the cells of the foreground RoIs.
+
+    mask_logits: f32[B, S, 2P, 2P, K]; samples, truth: batched. Raises ValueError where the truth has no masks.
+    """
+    if truth.masks is None:
+      raise ValueError("the model has a mask head, but the batch has no masks: set Data.load_masks")
+    size = mask_logits.shape[2]
+
+    def image(logits, samples, truth):
+      targets = masks.crop_targets(truth.masks, truth.boxes, samples.matched, samples.boxes, size=size)
+      foreground = samples.valid & (samples.classes > 0)
+      loss = losses.sigmoid_cross_entropy(self.of_class(logits, samples.classes), targets, foreground)
+      return loss, size**2 * jnp.sum(foreground)
+
+    loss, num_cells = jax.tree.map(jnp.sum, jax.vmap(image)(mask_logits, samples, truth))
+    return {"roi_mask": losses.divide(loss, num_cells)}
+
+  def probabilities(self, mask_logits: Array, classes: Array) -> Array:
+    """mask_logits f32[B, D, 2P, 2P, K], classes i32[B, D] -> f32[B, D, 2P, 2P], in the frame of each box."""
+    return jax.nn.sigmoid(jax.vmap(self.of_class)(mask_logits, classes))
+
+  def of_class(self, mask_logits: Array, classes: Array) -> Array:
+    """mask_logits f32[R, 2P, 2P, K], classes i32[R] -> f32[R, 2P, 2P], each RoI's mask for its own class."""
+    channel = jnp.zeros_like(classes) if self.class_agnostic else jnp.maximum(classes - 1, 0)
+    return jnp.take_along_axis(mask_logits, channel[:, None, None, None], axis=-1)[..., 0]
