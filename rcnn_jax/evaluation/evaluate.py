@@ -37,7 +37,8 @@ def evaluate(
   """Evaluates a model on every image of a source, once.
 
   Writes into `outdir`: metrics.json (the returned metrics), detections.json (COCO results entries), curves.json
-  (precision at IoU 0.5 over 101 recalls, by kind and class) and pictures/*.png (ground truth beside detections).
+  (precision at IoU 0.5 over 101 recalls, by kind and class), table.txt (what is printed) and pictures/*.png (ground
+  truth beside detections).
 
   Args:
     model: with `apply(variables, batch, method='detect')`.
@@ -68,7 +69,9 @@ def evaluate(
     f"{len(source)} images, {len(results.entries)} detections, {seconds:.1f} s "
     f"({len(source) / seconds:.1f} images/s, compilation included)"
   )
-  print(tables(metrics, [c.name for c in source.categories], max_detections))
+  table = tables(metrics, [c.name for c in source.categories], max_detections)
+  (outdir / "table.txt").write_text(table + "\n")
+  print(table)
   return metrics
 
 
