@@ -11,7 +11,9 @@ import io
 import math
 import os
 import pickle
+import re
 import zipfile
+import zlib
 from collections.abc import Callable
 from typing import Any, BinaryIO, NamedTuple
 
@@ -34,6 +36,8 @@ STORAGES = {
 }
 # Training scripts put the weights beside the optimiser's state: torchvision's and Detectron2's, Lightning's, timm's.
 WRAPPERS = ("model", "state_dict", "state_dict_ema")
+# numpy's codes of the types of elements that weights may have.
+NUMBERS = re.compile("[<>]?([fiu][1248]|b1)")
 # What torch.save wrote before version 1.6 begins with this number and that of its protocol.
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
@@ -76,7 +80,7 @@ def read(path: str) -> dict[str, np.ndarray]:
   try:
     with zipfile.ZipFile(path) as archive:
       return _read_archive(path, archive)
-  except (zipfile.BadZipFile, EOFError) as error:
+  except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # encrypted: a RuntimeError
     raise WeightsError(f"{path}: truncated or damaged ({error})") from error
 
 
@@ -86,7 +90,7 @@ def _read_archive(path: str, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
   if program is None or program.replace("data.pkl", "constants.pkl") in names:
     raise WeightsError(f"{path}: an archive, but not of weights that torch.save wrote")
   folder = program.removesuffix("data.pkl")
-  order = archive.read(f"{folder}byteorder").decode() if f"{folder}byteorder" in names else "little"
+  big_endian = f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") == b"big"
 
   def raw(storage: Storage) -> bytes:
     name = f"{folder}data/{storage.key}"
@@ -96,7 +100,7 @@ def _read_archive(path: str, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
     return archive.read(name)
 
   tree, _ = _load(path, io.BytesIO(archive.read(program)))
-  return _arrays(path, tree, raw, ">" if order == "big" else "<")
+  return _arrays(path, tree, raw, ">" if big_endian else "<")
 
 
 def _read_stream(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
@@ -107,6 +111,8 @@ def _read_stream(path: str, file: BinaryIO) -> dict[str, np.ndarray]:
   (protocol, _), (system, _), (tree, used), (keys, _) = (_load(path, file) for _ in range(4))
   if protocol != LEGACY_PROTOCOL or not isinstance(system, dict) or not isinstance(keys, list):
     raise WeightsError(f"{path}: not a file that torch.save wrote (protocol {protocol!r})")
+  if not all(isinstance(key, str) for key in keys):
+    raise WeightsError(f"{path}: truncated or damaged (the names of its storages)")
   order = "<" if system.get("little_endian", True) else ">"
   length, contents = os.fstat(file.fileno()).st_size, {}
   for key in keys:
@@ -149,7 +155,8 @@ def _arrays(path: str, tree: Any, raw: Raw, order: str) -> dict[str, np.ndarray]
 def _tensor(path: str, name: str, tensor: Tensor, raw: Raw, order: str) -> np.ndarray:
   storage, offset, shape, strides = tensor
   numbers = (offset, storage.count, *shape, *strides)
-  if not all(type(number) is int and number >= 0 for number in numbers) or len(shape) != len(strides):
+  counts = all(type(number) is int and number >= 0 for number in numbers)
+  if not counts or len(shape) != len(strides) or len(shape) > 32:
     raise WeightsError(f"{path}: {name}: a tensor of shape {shape} and strides {strides}")
   end = offset + sum((side - 1) * stride for side, stride in zip(shape, strides)) + 1
   count = math.prod(shape)
@@ -174,7 +181,7 @@ def _item_size(dtype: str) -> int:
 
 
 class _Dict(dict):
-  """Stands for OrderedDict; attributes that were set on it (a state dict's `_metadata`) are dropped."""
+  """Stands for OrderedDict and Counter; attributes that were set on it (a state dict's `_metadata`) are dropped."""
 
   __slots__ = ()
 
@@ -223,15 +230,15 @@ class _Array:
 
   def array(self, path: str, name: str) -> np.ndarray:
     """The array itself; raises WeightsError unless it is one of numbers and its bytes fill its shape."""
-    raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
+    code = self.dtype.code if isinstance(self.dtype, _Dtype) else None
+    if not (isinstance(code, str) and NUMBERS.fullmatch(code) and isinstance(self.raw, (str, bytes, bytearray))):
+      raise WeightsError(f"{path}: {name}: not an array of numbers (its elements are {code!r})")
     try:
-      code = self.dtype.code if isinstance(self.dtype, _Dtype) else "O"
-      dtype = np.dtype(code)
-      if dtype.kind not in "fiub" or not isinstance(raw, (bytes, bytearray)):
-        raise TypeError(f"elements of type {code!r}")
-      return np.frombuffer(raw, dtype).reshape(self.shape, order=self.order).astype(dtype.newbyteorder("="))
+      raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
+      array = np.frombuffer(raw, code).reshape(self.shape, order=self.order)
     except (TypeError, ValueError) as error:
-      raise WeightsError(f"{path}: {name}: not an array of numbers ({error})") from error
+      raise WeightsError(f"{path}: {name}: a damaged array ({error})") from error
+    return array.astype(array.dtype.newbyteorder("="))
 
 
 def _from_parts(shape: tuple, dtype: _Dtype, raw: bytes, order: str = "C") -> _Array:
@@ -256,6 +263,7 @@ def _rebuilt(storage: Storage, offset: int, shape: tuple, strides: tuple, *ignor
 def _allowed() -> dict[tuple[str, str], Any]:
   allowed = {
     ("collections", "OrderedDict"): _Dict,
+    ("collections", "Counter"): _Dict,  # in the state of learning-rate schedules
     ("torch._utils", "_rebuild_tensor"): _Function(_rebuilt),
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuilt),
     ("torch._utils", "_rebuild_parameter"): _Function(lambda tensor, *ignored: tensor),
