@@ -118,7 +118,7 @@ def test_a_deconvolution_is_the_transposed_convolution_that_it_replaces():
   x = np.random.default_rng(2).normal(size=(2, 3, 5, 4)).astype(np.float32)
   layer = Deconv(6)
   variables = layer.init(KEY, x)
-  kernel = variables["params"]["kernel"]
+  kernel = variables["params"]["kernel"][::-1, ::-1]  # conv_transpose takes it as a correlation's
   expected = jax.lax.conv_transpose(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
   np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
 
