@@ -1,15 +1,20 @@
-"""Writes the PyTorch files of tests/fixtures that test_weight_files.py reads. Runs in a Python with PyTorch.
+"""Writes the fixtures of test_weight_files.py and test_import_weights.py. Runs in a Python with PyTorch.
 
     python tests/record_weight_files.py
 
-Last run with torch 2.15.0.
+They are files as PyTorch writes them, and the names and shapes of torchvision's detectors. Last run with torch 2.15.0
+and torchvision 0.29.2.
 """
 
 from __future__ import annotations
 
+import json
 import pathlib
 
 import torch
+import torchvision
+from torchvision.models import detection
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
@@ -32,6 +37,20 @@ def tensors() -> dict[str, torch.Tensor]:
   }
 
 
+def detectors() -> dict[str, torch.nn.Module]:
+  """A detector of each kind, without its weights."""
+  resnet18 = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+  return {
+    "fasterrcnn_resnet18_fpn": detection.FasterRCNN(resnet18, num_classes=91),
+    "maskrcnn_resnet50_fpn": detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None),
+  }
+
+
+def shapes(model: torch.nn.Module) -> dict[str, list[int]]:
+  """The shape of every tensor of a state dict but for batch norm's counters."""
+  return {n: list(t.shape) for n, t in model.state_dict().items() if not n.endswith("num_batches_tracked")}
+
+
 def main() -> None:
   norm = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3, bias=False), torch.nn.BatchNorm2d(2)).state_dict()
   training = {"model": tensors(), "epoch": 3, "optimizer": {"param_groups": [{"lr": 0.1, "betas": (0.9, 0.99)}]}}
@@ -39,7 +58,9 @@ def main() -> None:
   torch.save(training, FIXTURES / "torch_legacy.pth", _use_new_zipfile_serialization=False)
   torch.save({f"module.{name}": tensor for name, tensor in norm.items()}, FIXTURES / "torch_module.pt")
   torch.save(torch.nn.Linear(1, 1), FIXTURES / "torch_whole_model.pth")
-  print(f"written with torch {torch.__version__}")
+  names = {builder: shapes(model) for builder, model in detectors().items()}
+  (FIXTURES / "torchvision_names.json").write_text(json.dumps(names, indent=0) + "\n")
+  print(f"written with torch {torch.__version__} and torchvision {torchvision.__version__}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,61 @@
+"""torchvision's fasterrcnn_resnet50_fpn: Faster R-CNN, ResNet-50-FPN, COCO 2017.  arXiv:1506.01497, 1612.03144.
+
+Published: box AP 37.0 on val2017 (torchvision's COCO_V1 weights, 26 epochs).  Not yet measured here: from those
+weights, without PyTorch,
+
+    python -m launch.import_weights --source=torchvision --experiment=torchvision_fasterrcnn_resnet50_fpn \\
+        --weights=fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --workdir=runs/torchvision
+    python -m launch.evaluate --workdir=runs/torchvision
+
+The stages are torchvision's own schedule; --init_from=runs/torchvision starts from the imported weights.
+"""
+
+from rcnn_jax.data.pipeline import Data
+from rcnn_jax.data.transforms import HorizontalFlip, Resize
+from rcnn_jax.experiment import Checkpoints, Evaluation, Experiment
+from rcnn_jax.models.backbones.fpn import Fpn
+from rcnn_jax.models.backbones.resnet import ResNet
+from rcnn_jax.models.detector import Detector
+from rcnn_jax.models.heads import BoxHead, FcTrunk
+from rcnn_jax.models.pooling import RoiAlign
+from rcnn_jax.models.proposers import Rpn
+from rcnn_jax.training.optim import Rule, StepDecay
+from rcnn_jax.training.stages import Sgd
+from rcnn_jax.weights.labels import CocoById
+
+COCO = "data/coco"  # holds train2017/, val2017/ and annotations/
+EPOCH = 7330  # steps of 16 images: of the 118,287, those with an object
+
+experiment = Experiment(
+  name="torchvision_fasterrcnn_resnet50_fpn",
+  data=Data(
+    train=CocoById(f"{COCO}/train2017", f"{COCO}/annotations/instances_train2017.json"),
+    eval=CocoById(f"{COCO}/val2017", f"{COCO}/annotations/instances_val2017.json"),
+    resize=Resize(short_side=(800,), long_side=1333),
+    # torchvision pads to a multiple of 32; those of COCO's most frequent shapes (1:1, 4:3, 3:2, and longer).
+    canvases=((800, 800), (800, 1088), (800, 1216), (800, 1344), (1088, 800), (1216, 800), (1344, 800)),
+    augmentations=(HorizontalFlip(0.5),),
+    batch_size=(16, 4),
+    max_objects=100,
+    skip_empty=True,
+    workers=8,
+  ),
+  model=Detector(
+    backbone=Fpn(ResNet(50)),
+    proposer=Rpn(),
+    pool=RoiAlign(output_size=7, num_levels=4),
+    trunk=FcTrunk((1024, 1024)),
+    box=BoxHead(),
+    num_classes=90,
+  ),
+  stages=(
+    Sgd(
+      steps=26 * EPOCH,
+      schedule=StepDecay(0.02, milestones=(16 * EPOCH, 22 * EPOCH), warmup_steps=1000, warmup_from=0.001),
+      weight_decay=1e-4,
+      rules=(Rule("backbone/bottom_up/(conv1|layer1)/.*", frozen=True), Rule(".*")),
+    ),
+  ),
+  evaluation=Evaluation(every_steps=2 * EPOCH),
+  checkpoints=Checkpoints(every_steps=2500),
+)

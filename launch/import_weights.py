@@ -1,0 +1,105 @@
+"""Makes a run directory from the weights of another library's detector: it evaluates, predicts and fine-tunes.
+
+    python -m launch.import_weights --source=torchvision --weights=FILE --experiment=NAME_OR_FILE --workdir=DIR
+
+FILE is what torch.save wrote (.pth, .pt; PyTorch is not needed, and no code in it is run) or .safetensors. Every
+parameter of either side must have its counterpart of the same shape. The classes are those of the experiment's
+evaluation data where these are at hand, else the file's own labels.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from typing import Any
+
+import jax
+from absl import flags
+
+from launch import flags as launch_flags
+from rcnn_jax.data.errors import DataError
+from rcnn_jax.experiment import Experiment
+from rcnn_jax.models import detector
+from rcnn_jax.training import checkpoint
+from rcnn_jax.weights import files, labels, torchvision
+from rcnn_jax.weights.errors import WeightsError
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+  """Defines the options of this command."""
+  launch_flags.define_experiment()
+  flags.DEFINE_enum("source", "torchvision", ["torchvision"], "The library that the detector comes from.")
+  flags.DEFINE_string("weights", None, "The file: .pth, .pt or .safetensors.", required=True)
+  flags.DEFINE_string("workdir", None, "The run directory to be made; it must be new or empty.", required=True)
+  flags.DEFINE_string("skip", None, "Regular expression of parameters to leave random, e.g. '(box|mask)/.*'.")
+
+
+def main(argv: list[str]) -> None:
+  """Imports, and says what has become of what."""
+  del argv
+  print(import_run(launch_flags.chosen_experiment(), FLAGS.weights, pathlib.Path(FLAGS.workdir), FLAGS.skip))
+
+
+def import_run(experiment: Experiment, weights: str, workdir: pathlib.Path, skip: str | None = None) -> str:
+  """Makes `workdir` a run of the experiment with the weights of a file; returns a line that says so.
+
+  Raises:
+    WeightsError: the file or something in it does not fit, or `workdir` is not empty; nothing has been written.
+  """
+  if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+    raise WeightsError(f"{workdir} is there already and not empty")
+  tensors = files.read(weights)
+  try:
+    categories, keypoints, origin = classes(experiment, torchvision.num_classes(tensors))
+    variables = imported(experiment, len(categories), tensors, skip)
+  except WeightsError as error:
+    raise WeightsError(f"{weights}: {error}") from error
+  write(workdir, experiment, categories, keypoints, variables)
+  count = sum(leaf.size for leaf in jax.tree.leaves(variables))
+  return f"{count:,} numbers imported into {workdir}; {len(categories)} classes, {origin}"
+
+
+def classes(experiment: Experiment, num_labels: int) -> tuple[tuple[Any, ...], Any | None, str]:
+  """(categories, keypoints, where they are from): of the data where these can be opened, else the source's labels.
+
+  Args:
+    experiment: names the evaluation data; where these are not at hand, its `num_classes` counts, if it is set.
+    num_labels: how many classes the source's head has, without the background.
+  """
+  try:
+    source = experiment.data.eval.open()
+    return source.categories, source.keypoints, f"those of {type(experiment.data.eval).__name__} (data.eval)"
+  except (DataError, OSError):
+    number = experiment.model.num_classes or num_labels
+    return labels.categories(number), None, "the source's own labels (no data at hand)"
+
+
+def imported(experiment: Experiment, num_classes: int, tensors: dict, skip: str | None) -> dict:
+  """The variables of the experiment's model with the values of the tensors; raises WeightsError for a misfit."""
+  model = experiment.model.clone(num_classes=num_classes)
+  fresh = lambda: detector.init_variables(model, jax.random.key(experiment.seed), experiment.data.canvases[0])
+  try:
+    return torchvision.load(tensors, fresh() if skip else jax.eval_shape(fresh), model, skip)
+  except WeightsError as error:
+    hint = " (--skip='(box|mask)/.*' leaves heads of other classes out)"
+    raise WeightsError(f"{error}{hint if '_predictor' in str(error) else ''}") from error
+
+
+def write(workdir: pathlib.Path, experiment: Experiment, categories: tuple, keypoints: Any, variables: dict) -> None:
+  """Makes the run directory, whole or not at all: it is written beside, then given its name."""
+  partial = workdir.absolute().with_name(f".{workdir.absolute().name}.partial")
+  partial.parent.mkdir(parents=True, exist_ok=True)
+  shutil.rmtree(partial, ignore_errors=True)
+  try:
+    checkpoint.write_experiment(str(partial), experiment, categories, keypoints)
+    checkpoint.save_variables(str(partial), variables)
+    os.replace(partial, workdir)
+  finally:
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+if __name__ == "__main__":
+  launch_flags.run(main, define_flags)

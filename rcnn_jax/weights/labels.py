@@ -1,0 +1,43 @@
+"""The class numbers of published detectors, and COCO read in them.
+
+torchvision's detectors were trained with COCO's category ids as class numbers: 90 classes, of which ten never occur.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from rcnn_jax.data.coco import CocoFolder, CocoSource
+from rcnn_jax.data.source import Category
+
+UNUSED = "N/A"
+# COCO's categories by id, from 1 on, as torchvision lists them beside its weights.
+COCO = (
+  "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,N/A,stop sign,"
+  "parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,N/A,backpack,umbrella,N/A,N/A,"
+  "handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,baseball glove,skateboard,surfboard,"
+  "tennis racket,bottle,N/A,wine glass,cup,fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,"
+  "hot dog,pizza,donut,cake,chair,couch,potted plant,bed,N/A,dining table,N/A,N/A,toilet,N/A,tv,laptop,mouse,"
+  "remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,N/A,book,clock,vase,scissors,teddy bear,"
+  "hair drier,toothbrush"
+)
+
+
+def categories(num_classes: int) -> tuple[Category, ...]:
+  """The classes of a torchvision detector without its data: the ids are its labels, 1..K; 90 have COCO's names."""
+  names = COCO.split(",")
+  if num_classes != len(names):
+    names = [f"label {label}" for label in range(1, num_classes + 1)]
+  return tuple(Category(label, name) for label, name in enumerate(names, start=1))
+
+
+@dataclasses.dataclass(frozen=True)
+class CocoById(CocoFolder):
+  """A COCO folder in which class k is the category of id k; ids that the file does not name are 'N/A'."""
+
+  def open(self, strict: bool = True) -> CocoSource:
+    """As CocoFolder's, with one category for each id up to the greatest. Raises DataError as that does."""
+    source = super().open(strict)
+    names = {category.id: category.name for category in source.categories}
+    numbers = range(1, max(names, default=0) + 1)
+    return dataclasses.replace(source, categories=tuple(Category(k, names.get(k, UNUSED)) for k in numbers))
