@@ -48,19 +48,27 @@ def main(argv: list[str]) -> None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(FLAGS.compilation_cache))
   if FLAGS.distributed:
     jax.distributed.initialize()
-  train(experiment, FLAGS.workdir, FLAGS.init_from, FLAGS.init_from_skip, FLAGS.log_every)
+  train(experiment, FLAGS.workdir, meshes.data_mesh(), FLAGS.init_from, FLAGS.init_from_skip, FLAGS.log_every)
 
 
-def train(experiment: Experiment, workdir: str, init_from: str | None, skip: str | None, log_every: int) -> None:
+def train(
+  experiment: Experiment,
+  workdir: str,
+  mesh: jax.sharding.Mesh,
+  init_from: str | None = None,
+  skip: str | None = None,
+  log_every: int = 20,
+) -> None:
   """Brings the experiment, its data, the engine and the evaluation together."""
-  mesh = meshes.data_mesh()
   meshes.check_batch_size(experiment.data.batch_size[0], mesh)
   source, eval_source = experiment.data.train.open(), experiment.data.eval.open()
   check_categories(source.categories, eval_source.categories)
   checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints)
   model = experiment.model.clone(num_classes=len(source.categories))
-  resuming = checkpoint.has_checkpoint(workdir)
-  variables = initial_variables(experiment, model, None if resuming else init_from, skip, pretrained=not resuming)
+  latest = checkpoint.latest_step(workdir)
+  if latest is not None:  # step 0 is what import_weights wrote: to be trained from, where later steps are resumed
+    init_from = f"{workdir}@0" if latest == 0 else None
+  variables = initial_variables(experiment, model, init_from, skip, pretrained=latest is None)
   loop.run(
     experiment,
     workdir,

@@ -18,6 +18,7 @@ from rcnn_jax.models.detector import Detector, RoiSampler
 from rcnn_jax.models.heads import BoxHead, FcTrunk
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.models.proposers import Rpn
+from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import AdamW, Cosine
 from rcnn_jax.training.stages import Sgd
 
@@ -72,6 +73,6 @@ def test_eight_coco_images_are_learnt_by_heart(tmp_path):
     checkpoints=Checkpoints(every_steps=1000),
     init=BackboneWeights(str(SHARED / "weights" / "squeezenet1_1_imagenet.safetensors")),
   )
-  train(experiment, str(tmp_path / "run"), init_from=None, skip=None, log_every=20)
+  train(experiment, str(tmp_path / "run"), meshes.data_mesh(1))
   metrics = json.loads((tmp_path / "run" / "eval" / "300" / "metrics.json").read_text())
   assert metrics["bbox/AP"] >= 0.90, metrics

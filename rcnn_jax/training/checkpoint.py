@@ -60,7 +60,7 @@ def write_experiment(workdir: str, experiment: Experiment, categories: tuple, ke
   parts = {"experiment": experiment, "categories": tuple(categories), "keypoints": keypoints}
   form = {name: to_json(part, name) for name, part in parts.items()}
   path = pathlib.Path(workdir, "experiment.json")
-  if path.exists() and (has_checkpoint(workdir) or log.rows(workdir)):
+  if path.exists() and (latest_step(workdir) is not None or log.rows(workdir)):
     _refuse_another(path, json.loads(path.read_text()), form)
   elif jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -222,9 +222,9 @@ def load_run(workdir: str, which: str | int = "best") -> Run:
   return Run(experiment, categories, keypoints, variables, step)
 
 
-def has_checkpoint(workdir: str) -> bool:
-  """Whether a training in this directory would resume."""
-  return bool(_steps(workdir))
+def latest_step(workdir: str) -> int | None:
+  """The step of the newest checkpoint in this directory; None where there is none."""
+  return max(_steps(workdir), default=None)
 
 
 def _steps(workdir: str) -> list[int]:
