@@ -241,3 +241,12 @@ class Short(tiny.Loader):
 def test_data_that_ends_too_early_is_an_error(tmp_path):
   with pytest.raises(TrainingError, match="data ended before step 5 of 6"):
     train(tiny.experiment(), tmp_path, loader=Short)
+
+
+def test_metrics_handed_to_a_checkpoint_do_not_grow_while_it_is_written():
+  interval = log.Interval()
+  metrics = {"loss": jnp.float32(1.0), "grad_norm": jnp.float32(1.0)}
+  interval.add(1, 8, np.arange(8), metrics)
+  saved = interval.values()
+  interval.add(2, 8, np.arange(8), metrics)
+  assert len(interval.values()) == 2 and len(saved) == 1

@@ -100,7 +100,7 @@ class Interval:
     self._excluded += seconds
 
   def values(self) -> list[dict[str, float]]:
-    """Fetches and returns the metrics of each step so far.
+    """Fetches the metrics of each step so far; the list is the caller's own, which may be written while steps go on.
 
     Raises:
       TrainingError: naming the first step whose loss or gradient is not finite, and its images. A gradient that is
@@ -114,7 +114,7 @@ class Interval:
         raise TrainingError(f"the {what} is not finite at step {step}: {terms}; image ids {image_ids.tolist()}")
       self._values.append(fetched)
     self._pending = []
-    return self._values
+    return list(self._values)
 
   def summary(self) -> dict[str, float]:
     """Means over the interval, with images_per_s and data_wait (a share of the time)."""
