@@ -2,7 +2,7 @@
 
 The script that records torchvision's answers and the tests that compare ours with them run in different environments;
 both import this module, which needs numpy alone. Numbers come from PCG64's raw bits, seeded with the name's CRC-32:
-that stream is the same in every version of numpy. What may live here: inputs, weights, and the settings of both sides.
+that stream is the same in every version of numpy. Here live inputs, weights and the settings of both sides.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def image(name: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-  """f32[shape]: the weights of a network by torchvision's name and PyTorch's layout, sizes that keep signals level."""
+  """f32[shape]: a parameter or statistic by torchvision's name, in PyTorch's layout; signals keep their size."""
   kind = name.rpartition(".")[2]
   if kind == "running_var":
     return uniform(name, shape, 0.5, 1.5)

@@ -4,29 +4,16 @@ from __future__ import annotations
 
 import functools
 import pathlib
-import re
 
+import jax
 import numpy as np
 from flax import traverse_util
 
-from rcnn_jax.weights.backbone import torchvision_name
+from rcnn_jax.models.detector import Detector
+from rcnn_jax.weights import backbone, torchvision
 from tests import filling
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "torchvision"
-
-# From our paths to torchvision's, beyond those of a backbone; the first that matches counts.
-PATHS = (
-  (r"(.*)bottom_up/", r"\1body/"),
-  (r"(.*)lateral(\d)/", r"\1fpn/inner_blocks/\2/0/"),
-  (r"(.*)output(\d)/", r"\1fpn/layer_blocks/\2/0/"),
-  (r"proposer/conv/", "rpn/head/conv/0/0/"),
-  (r"proposer/objectness/", "rpn/head/cls_logits/"),
-  (r"proposer/deltas/", "rpn/head/bbox_pred/"),
-  (r"trunk/", "roi_heads/box_head/"),
-  (r"box/classes/", "roi_heads/box_predictor/cls_score/"),
-  (r"box/deltas/", "roi_heads/box_predictor/bbox_pred/"),
-)
-POOLED = (7, 7, 256)  # what the first fully connected layer reads: ours by row, column, channel
 
 
 @functools.cache
@@ -42,51 +29,21 @@ def close(ours, theirs: np.ndarray, tolerance: float = 1e-5) -> None:
   np.testing.assert_allclose(ours, theirs, rtol=0, atol=tolerance * scale)
 
 
-def name_of(path: str, positions: dict[str, int]) -> str:
-  """torchvision's name of a variable of a backbone, an FPN or a detector."""
-  for ours, theirs in PATHS:
-    if re.match(ours, path):
-      return torchvision_name(re.sub(ours, theirs, path, count=1), positions)
-  return torchvision_name(path, positions)
-
-
-def to_torch(name: str, value: np.ndarray) -> np.ndarray:
-  """Our layout to PyTorch's: HWIO to OIHW, [in, out] to [out, in]; torchvision regresses the background too."""
-  if name.endswith("fc6.weight"):
-    value = np.reshape(value, (*POOLED, -1))
-    return value.transpose(3, 2, 0, 1).reshape(value.shape[-1], -1)
-  value = np.transpose(value, (3, 2, 0, 1)) if np.ndim(value) == 4 else np.transpose(value)
-  if "box_predictor.bbox_pred" in name:
-    value = np.concatenate([np.zeros((4, *value.shape[1:]), np.float32), value])
-  return value
-
-
-def from_torch(name: str, value: np.ndarray) -> np.ndarray:
-  """The inverse of `to_torch`."""
-  if name.endswith("fc6.weight"):
-    rows, columns, channels = POOLED
-    return value.reshape(-1, channels, rows, columns).transpose(2, 3, 1, 0).reshape(-1, value.shape[0])
-  if "box_predictor.bbox_pred" in name:
-    value = value[4:]
-  return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
-
-
-def filled(shapes: dict, positions: dict[str, int]) -> dict:
-  """Variables of the given shapes, filled by torchvision's names."""
+def filled_backbone(shapes: dict, positions: dict[str, int]) -> dict:
+  """A bare backbone's variables of the given shapes, filled by torchvision's names."""
 
   def fill(path: tuple[str, ...], leaf) -> np.ndarray:
-    name = name_of("/".join(path[1:]), positions)
-    theirs = to_torch(name, np.broadcast_to(np.float32(0), leaf.shape)).shape
-    return from_torch(name, filling.tensor(name, theirs))
+    shape = (leaf.shape[3], leaf.shape[2], *leaf.shape[:2]) if len(leaf.shape) == 4 else leaf.shape
+    return backbone.to_flax(filling.tensor(backbone.torchvision_name("/".join(path[1:]), positions), shape))
 
   return traverse_util.path_aware_map(fill, shapes)
 
 
-def in_torchvisions_layout(variables: dict, positions: dict[str, int]) -> dict[str, np.ndarray]:
-  """The variables, or gradients by them, under torchvision's names and in PyTorch's layout."""
-  flat = traverse_util.flatten_dict(variables, sep="/")
-  named = {name_of(path.partition("/")[2], positions): np.asarray(value) for path, value in flat.items()}
-  return {name: to_torch(name, value) for name, value in named.items()}
+def filled_detector(shapes: dict, detector: Detector) -> dict:
+  """A detector's variables of the given shapes, filled by torchvision's names and imported like a file of weights."""
+  blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+  theirs = torchvision.export(blank, detector)
+  return torchvision.load({k: filling.tensor(k, v.shape) for k, v in theirs.items()}, blank, detector)
 
 
 def pair_up(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

@@ -206,7 +206,8 @@ def features() -> dict:
       getter = models._utils.IntermediateLayerGetter(body, stages)
       outputs[f"resnet{depth}"] = list(getter(pixels).values())
     for depth in (18, 50):
-      fpn = fill(resnet_fpn_backbone(backbone_name=f"resnet{depth}", trainable_layers=5, **frozen))
+      fpn = resnet_fpn_backbone(backbone_name=f"resnet{depth}", trainable_layers=5, **frozen)
+      fill(torch.nn.ModuleDict({"backbone": fpn}))
       outputs[f"resnet{depth}_fpn"] = list(fpn(pixels).values())
   return {
     f"{name}_{level}": filling.sample(f"{name}_{level}", output[0].permute(1, 2, 0).numpy())

@@ -1,0 +1,197 @@
+"""Whole networks against torchvision's recorded answers: features, losses with their gradients, detections.
+
+Weights are filled by the names of their parameters, on both sides (tests/filling.py), and so need not be stored.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import pathlib
+import zlib
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rcnn_jax.data import transforms
+from rcnn_jax.models.backbones.fpn import Fpn
+from rcnn_jax.models.backbones.resnet import ResNet
+from rcnn_jax.models.backbones.squeezenet import SqueezeNet
+from rcnn_jax.models.backbones.vgg import Vgg16
+from rcnn_jax.models.detector import Detector, RoiSampler, blank_batch
+from rcnn_jax.models.heads import BoxHead, FcTrunk
+from rcnn_jax.models.pooling import RoiAlign
+from rcnn_jax.models.proposers import Rpn
+from rcnn_jax.types import Batch, Detections
+from rcnn_jax.weights import torchvision
+from rcnn_jax.weights.backbone import SQUEEZENET, VGG16
+from tests import filling
+from tests.parity import close, filled_backbone, filled_detector, pair_up, recorded
+
+PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
+
+
+@pytest.mark.parametrize(
+  "name, backbone, positions",
+  [
+    ("squeezenet", SqueezeNet(levels=(3, 5, 9)), SQUEEZENET),
+    ("vgg16", Vgg16(), VGG16),
+    ("resnet18", ResNet(18), {}),
+    ("resnet34", ResNet(34), {}),
+    ("resnet50", ResNet(50), {}),
+  ],
+)
+def test_features(name, backbone, positions):
+  shapes = jax.eval_shape(lambda: backbone.init(jax.random.key(0), feature_pixels()))
+  same_features(name, backbone, filled_backbone(shapes, positions))
+
+
+@pytest.mark.parametrize("depth", [18, 50])
+def test_features_of_a_pyramid(depth):
+  of_backbone = {collection: tree["backbone"] for collection, tree in variables(depth).items() if "backbone" in tree}
+  same_features(f"resnet{depth}_fpn", detector(depth).backbone, of_backbone)
+
+
+def feature_pixels() -> np.ndarray:
+  """f32[1, H, W, 3], normalised pixels of noise."""
+  return filling.uniform("features.image", (*filling.FEATURE_CANVAS, 3), -2, 2)[None]
+
+
+def same_features(name: str, backbone: nn.Module, variables: dict) -> None:
+  """Every level is the recorded one, to 1e-4 of its largest value."""
+  # Operation by operation: the blocks of a network share what is compiled.
+  for level, output in enumerate(backbone.apply(variables, feature_pixels())):
+    key = f"{name}_{level}"
+    close(filling.sample(key, output[0])[1:], recorded("features")[key][1:], 1e-4)
+    np.testing.assert_allclose(filling.sample(key, output[0])[0], recorded("features")[key][0], rtol=1e-4)
+
+
+def detector(depth: int = 18) -> Detector:
+  """The small Faster R-CNN over a ResNet-FPN, as the recording script builds it with torchvision's parts."""
+  setting = filling.DETECTOR
+  return Detector(
+    backbone=Fpn(ResNet(depth)),
+    proposer=Rpn(
+      anchor_sizes=setting["anchor_sizes"],
+      num_pre_nms=setting["num_pre_nms"],
+      num_post_nms=setting["num_post_nms"],
+      num_samples=filling.EVERY_ANCHOR,
+    ),
+    pool=RoiAlign(output_size=7, num_levels=4),
+    sampler=RoiSampler(num_samples=filling.EVERY_ROI, foreground_fraction=0.5),
+    trunk=FcTrunk((setting["trunk_width"],) * 2),
+    box=BoxHead(score_threshold=setting["score_threshold"], max_detections=setting["max_detections"]),
+    num_classes=setting["num_classes"],
+  )
+
+
+@functools.cache
+def variables(depth: int = 18) -> dict:
+  """The detector's filled variables."""
+  model = detector(depth)
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), blank_batch(1, (64, 64)), method="detect"))
+  return filled_detector(shapes, model)
+
+
+def batch_of(images: list[np.ndarray]) -> Batch:
+  """The images on a canvas of torchvision's size: that of the largest, rounded up to multiples of 32."""
+  canvas = tuple(math.ceil(max(image.shape[axis] for image in images) / 32) * 32 for axis in (0, 1))
+  pixels = np.zeros((len(images), *canvas, 3), images[0].dtype)
+  for row, image in zip(pixels, images):
+    row[: image.shape[0], : image.shape[1]] = image
+  blank = blank_batch(len(images), canvas, max_objects=3)
+  return blank.replace(image=jnp.asarray(pixels), image_size=jnp.array([image.shape[:2] for image in images]))
+
+
+@functools.cache
+def losses_and_gradients() -> tuple[dict, dict]:
+  images, boxes, classes = filling.loss_case()
+  batch = batch_of(images)
+  truth = batch.truth.replace(boxes=jnp.array(boxes), classes=jnp.array(classes), valid=jnp.ones((2, 3), bool))
+
+  def total(params):
+    given = {"params": params, "batch_stats": variables()["batch_stats"]}
+    terms = detector().apply(given, batch.replace(truth=truth), jax.random.key(0), method="losses")
+    return sum(terms.values()), terms
+
+  gradients, terms = jax.jit(jax.grad(total, has_aux=True))(variables()["params"])
+  return terms, torchvision.export({"params": gradients}, detector())
+
+
+@pytest.mark.parametrize(
+  "ours, theirs",
+  [
+    ("rpn_objectness", "loss_objectness"),
+    ("rpn_box", "loss_rpn_box_reg"),
+    ("roi_class", "loss_classifier"),
+    ("roi_box", "loss_box_reg"),
+  ],
+)
+def test_losses_of_the_same_samples(ours, theirs):
+  terms, _ = losses_and_gradients()
+  np.testing.assert_allclose(terms[ours], recorded("losses")[theirs], rtol=1e-4)
+
+
+def test_gradients_of_the_same_samples():
+  _, gradients = losses_and_gradients()
+  expected = {k.removeprefix("gradient."): v for k, v in recorded("losses").items() if k.startswith("gradient.")}
+  assert set(gradients) == set(expected)
+  for name, theirs in expected.items():
+    ours = filling.sample(name, gradients[name], 60)
+    np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs[1:]).max(), err_msg=name)
+
+
+@jax.jit
+def detect(variables: dict, batch: Batch) -> Detections:
+  return detector().apply(variables, batch, method="detect")
+
+
+def detections(images: list[np.ndarray]) -> list[np.ndarray]:
+  """f32[D, 6] of each image: box in pixels of the resized image, score, class."""
+  batch = batch_of(images)
+  found = jax.tree.map(np.asarray, detect(variables(), batch))
+  columns = np.concatenate([found.boxes, found.scores[..., None], found.classes[..., None]], axis=-1)
+  return [rows[valid] for rows, valid in zip(columns, found.valid)]
+
+
+def test_detections_on_images_that_need_no_resizing():
+  twins, total = 0, 0
+  for name, image in filling.detect_images().items():
+    theirs = recorded("detections_on_noise")[f"{name}_batch1"]
+    twins += pair_up(detections([image])[0], theirs).sum()
+    total += len(theirs)
+  assert total > 100 and twins >= 0.99 * total
+
+
+def resized(name: str) -> tuple[np.ndarray, np.ndarray]:
+  """A photograph as torchvision's model gets it, and original pixels per pixel of that: f32[4] for x1, y1, x2, y2.
+
+  torchvision resizes in float32. Pixels that are rounded to uint8 after resizing, as the input pipeline hands them
+  over, move the scores of this random network by a few hundredths.
+  """
+  from PIL import Image
+
+  image = np.asarray(Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB"))
+  if zlib.crc32(image.tobytes()) != recorded("detections_on_photographs")[f"{name}_crc32"]:
+    pytest.skip("this JPEG decoder gives other pixels than that of the recording")
+  size = transforms.resized_size(image.shape[:2], *filling.DETECT_SIDES)
+  ratio = np.float32(image.shape[:2]) / np.float32(size)
+  return transforms.resize(image.astype(np.float32), size), np.tile(ratio[::-1], 2)
+
+
+@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs ../shared/data, which is not part of the project")
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_detections_on_photographs(batch_size):
+  twins, total = 0, 0
+  for first in range(0, len(filling.COCO_IMAGES), batch_size):
+    names = filling.COCO_IMAGES[first : first + batch_size]
+    images, ratios = zip(*map(resized, names))
+    for name, ratio, ours in zip(names, ratios, detections(list(images))):
+      ours[:, :4] *= ratio
+      theirs = recorded("detections_on_photographs")[f"{name}_batch{batch_size}"]
+      twins += pair_up(ours, theirs).sum()
+      total += len(theirs)
+  assert total > 100 and twins >= 0.99 * total
