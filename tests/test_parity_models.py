@@ -99,7 +99,7 @@ def variables(depth: int = 18) -> dict:
 def batch_of(images: list[np.ndarray]) -> Batch:
   """The images on a canvas of torchvision's size: that of the largest, rounded up to multiples of 32."""
   canvas = tuple(math.ceil(max(image.shape[axis] for image in images) / 32) * 32 for axis in (0, 1))
-  pixels = np.zeros((len(images), *canvas, 3), images[0].dtype)
+  pixels = np.zeros((len(images), *canvas, 3), np.float32)
   for row, image in zip(pixels, images):
     row[: image.shape[0], : image.shape[1]] = image
   blank = blank_batch(len(images), canvas, max_objects=3)
