@@ -138,7 +138,9 @@ class MaskHead(nn.Module):
     for i in range(1, self.num_convs + 1):
       x = nn.relu(Conv(self.channels, kernel_size=3, name=f"conv{i}")(x))
     x = nn.relu(Deconv(self.channels, name="deconv")(x))
-    return Conv(1 if self.class_agnostic else num_classes, name="masks")(x).astype(jnp.float32)
+    # Logits begin near zero, as Detectron2's: drawn like the other layers', the first losses are in the hundreds.
+    num_masks = 1 if self.class_agnostic else num_classes
+    return Conv(num_masks, kernel_init=nn.initializers.normal(0.001), name="masks")(x).astype(jnp.float32)
 
   def losses(self, mask_logits: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
     """Binary cross-entropy on the mask of each RoI's own class, the mean over the cells of the foreground RoIs.
