@@ -53,7 +53,7 @@ def import_run(experiment: Experiment, weights: str, workdir: pathlib.Path, skip
     raise WeightsError(f"{workdir} is there already and not empty")
   tensors = files.read(weights)
   try:
-    categories, keypoints, origin = classes(experiment, torchvision.num_classes(tensors))
+    categories, keypoints, origin = classes(experiment, torchvision.LIBRARY.num_classes(tensors))
     variables = imported(experiment, len(categories), tensors, skip)
   except WeightsError as error:
     raise WeightsError(f"{weights}: {error}") from error
