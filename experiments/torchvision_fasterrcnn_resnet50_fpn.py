@@ -31,7 +31,7 @@ experiment = Experiment(
   data=Data(
     train=CocoById(f"{COCO}/train2017", f"{COCO}/annotations/instances_train2017.json"),
     eval=CocoById(f"{COCO}/val2017", f"{COCO}/annotations/instances_val2017.json"),
-    resize=Resize(short_side=(800,), long_side=1333),
+    resize=Resize(short_side=(800,), long_side=1333, pixels="float32"),
     # torchvision pads to a multiple of 32; those of COCO's most frequent shapes (1:1, 4:3, 3:2, and longer).
     canvases=((800, 800), (800, 1088), (800, 1216), (800, 1344), (1088, 800), (1216, 800), (1344, 800)),
     augmentations=(HorizontalFlip(0.5),),

@@ -144,7 +144,8 @@ def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
     classes=classes.astype(np.int32),
     valid=np.ones((batch_size, count), bool),
   )
-  return blank.replace(image=rng.integers(0, 256, blank.image.shape, dtype=np.uint8), truth=truth)
+  pixels = rng.integers(0, 256, blank.image.shape, dtype=np.uint8).astype(experiment.data.resize.pixels)
+  return blank.replace(image=pixels, truth=truth)
 
 
 def alternate(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

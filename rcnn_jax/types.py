@@ -74,7 +74,7 @@ class Detections:
 class Batch:
   """What the input pipeline hands to a step. Images stand in the canvas' top left corner, zeros beyond them."""
 
-  image: Array  # u8[B, H, W, 3], RGB
+  image: Array  # u8[B, H, W, 3], RGB, or f32 with the same range (Resize.pixels): of one type in an experiment
   image_size: Array  # i32[B, 2], (height, width) of the resized image within the canvas
   scale: Array  # f32[B, 2], canvas pixels per pixel of the original, (vertical, horizontal)
   image_id: Array  # i32[B], the id in the data source; also seeds the image's random draws

@@ -197,6 +197,15 @@ def test_scale_jitter_draws_from_the_short_sides_and_scale_maps_to_the_original(
   assert evaluated.image_size.tolist() == [[24, 32], [24, 32]]
 
 
+def test_every_batch_has_the_pixels_of_the_experiment():
+  settings = data(resize=Resize((24,), 32, pixels="float32"), batch_size=(4, 4))
+  images = [np.full((24, 28, 3), 9, np.uint8)]
+  evaluated = list(loader.eval_batches(settings, Rectangles()))
+  assert any(not batch.valid.all() for batch in evaluated)  # filled up with blank images
+  for batch in (next(train(settings)), pipeline.image_batch(images, settings), *evaluated):
+    assert batch.image.dtype == np.float32
+
+
 def test_the_picture_stands_in_the_top_left_corner_with_zeros_beyond():
   batch = pipeline.image_batch([np.full((24, 28, 3), 9, np.uint8)], data())
   assert batch.image_size.tolist() == [[24, 28]]

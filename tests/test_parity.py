@@ -151,13 +151,14 @@ def test_detections_of_given_logits_and_deltas():
 
 
 @pytest.mark.parametrize("case", range(len(filling.RESIZED)))
-def test_resizing_is_within_one_of_256_levels(case):
+@pytest.mark.parametrize("dtype, tolerance", [(np.float32, 1e-3), (np.uint8, 1.0)])
+def test_resizing_floats_is_torchvisions_and_bytes_are_within_one_level(case, dtype, tolerance):
   old, new = filling.RESIZED[case]
-  resized = transforms.resize(filling.image(f"resize.{case}", old), new)
-  assert np.abs(resized - recorded("resize")[f"pixels{case}"]).max() < 1.0
+  resized = transforms.resize(filling.image(f"resize.{case}", old).astype(dtype), new)
+  assert np.abs(resized - recorded("resize")[f"pixels{case}"]).max() < tolerance
 
 
 @pytest.mark.parametrize("short, long", filling.RESIZE_RULES)
 def test_resized_images_have_the_same_size(short, long):
-  found = [transforms.resized_size(size, short, long) for size in filling.ORIGINAL_SIZES]
+  found = [transforms.resized_size(size, transforms.Resize((short,), long)) for size in filling.ORIGINAL_SIZES]
   np.testing.assert_array_equal(found, recorded("resize")[f"sizes_{short}_{long}"])

@@ -177,7 +177,9 @@ def resized(name: str) -> tuple[np.ndarray, np.ndarray]:
   image = np.asarray(Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB"))
   if zlib.crc32(image.tobytes()) != recorded("detections_on_photographs")[f"{name}_crc32"]:
     pytest.skip("this JPEG decoder gives other pixels than that of the recording")
-  size = transforms.resized_size(image.shape[:2], *filling.DETECT_SIDES)
+  size = transforms.resized_size(
+    image.shape[:2], transforms.Resize(filling.DETECT_SIDES[:1], filling.DETECT_SIDES[1])
+  )
   ratio = np.float32(image.shape[:2]) / np.float32(size)
   return transforms.resize(image.astype(np.float32), size), np.tile(ratio[::-1], 2)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -9,36 +11,53 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from rcnn_jax.data import transforms
-from rcnn_jax.data.transforms import ColorJitter, Example, HorizontalFlip
+from rcnn_jax.data.transforms import ColorJitter, Example, HorizontalFlip, Resize
 
 sizes = st.tuples(st.integers(1, 2000), st.integers(1, 2000))
 settings = hypothesis.settings(max_examples=60, deadline=None)
 
 
 @pytest.mark.parametrize(
-  "size, short_side, long_side, expected",
+  "size, short_side, long_side, down, nearest",
   [
-    ((480, 640), 480, 640, (480, 640)),
-    ((480, 640), 800, 1333, (800, 1066)),  # 1066.67: down
-    ((640, 480), 800, 1333, (1066, 800)),
-    ((200, 1000), 800, 1333, (266, 1333)),  # the long side decides
-    ((427, 640), 800, 1333, (800, 1199)),
+    ((480, 640), 480, 640, (480, 640), (480, 640)),
+    ((480, 640), 800, 1333, (800, 1066), (800, 1067)),  # 1066.67
+    ((640, 480), 800, 1333, (1066, 800), (1067, 800)),
+    ((200, 1000), 800, 1333, (266, 1333), (267, 1333)),  # 266.6: the long side decides
+    ((427, 640), 800, 1333, (800, 1199), (800, 1199)),  # 1199.06
+    ((2, 5), 1, 9, (1, 2), (1, 3)),  # 2.5: half is rounded up
+    ((1, 900), 800, 90, (1, 90), (1, 90)),  # 0.1: no side vanishes
   ],
 )
-def test_resized_size_is_torchvisions(size, short_side, long_side, expected):
-  assert transforms.resized_size(size, short_side, long_side) == expected
+def test_resized_size_is_torchvisions_and_detectron2s(size, short_side, long_side, down, nearest):
+  assert transforms.resized_size(size, Resize((short_side,), long_side)) == down
+  assert transforms.resized_size(size, Resize((short_side,), long_side, rounding="nearest")) == nearest
 
 
-def test_an_image_of_the_right_size_is_not_resampled():
-  image = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-  assert transforms.resize(image, (6, 8)) is image
+@pytest.mark.parametrize("interpolation", ["linear", "area", "cubic", "pillow"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_an_image_of_the_right_size_is_not_resampled(interpolation, dtype):
+  image = np.random.default_rng(0).integers(0, 256, (6, 8, 3)).astype(dtype)
+  assert transforms.resize(image, (6, 8), interpolation) is image
 
 
-def test_linear_resize_samples_at_pixel_centres():
-  row = np.array([0, 100, 200, 40], np.uint8)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize(
+  "interpolation, half, double",
+  [
+    ("linear", [50, 120], [0, 25, 75, 125, 175, 160, 80, 40]),
+    # Twice as wide a triangle: weights 3, 3, 1 of 7, over the border of nothing.
+    ("pillow", [500 / 7, 820 / 7], [0, 25, 75, 125, 175, 160, 80, 40]),
+  ],
+)
+def test_resizing_samples_at_pixel_centres(interpolation, half, double, dtype):
+  row = np.array([0, 100, 200, 40], dtype)
   image = np.broadcast_to(row[None, :, None], (2, 4, 3)).copy()
-  assert transforms.resize(image, (2, 2))[0, :, 0].tolist() == [50, 120]
-  assert transforms.resize(image, (2, 8))[0, :, 0].tolist() == [0, 25, 75, 125, 175, 160, 80, 40]
+  tolerance = 0.5 if dtype == np.uint8 else 1e-4
+  for size, expected in (((2, 2), half), ((2, 8), double)):
+    resized = transforms.resize(image, size, interpolation)
+    assert resized.dtype == dtype and resized.shape == (*size, 3)
+    np.testing.assert_allclose(resized[0, :, 0], expected, atol=tolerance)
 
 
 LANDSCAPE, PORTRAIT = (480, 640), (640, 480)
@@ -115,6 +134,16 @@ def test_colour_jitter_of_strength_zero_changes_nothing_and_never_touches_object
   np.testing.assert_array_equal(ColorJitter(0, 0, 0, 0)(given, np.random.default_rng(0)).image, given.image)
   jittered = ColorJitter(0.5, 0.5, 0.5, 0.1)(given, np.random.default_rng(0))
   assert jittered.boxes is given.boxes and not np.array_equal(jittered.image, given.image)
+
+
+def test_colours_of_float_pixels_change_like_those_of_bytes():
+  given = example()
+  floats = dataclasses.replace(given, image=given.image.astype(np.float32))
+  for seed in range(4):
+    bytes_, values = (ColorJitter(0.3, 0.3, 0.3, 0.2)(e, np.random.default_rng(seed)).image for e in (given, floats))
+    assert values.dtype == np.float32 and values.min() >= 0 and values.max() <= 255
+    # Bytes are rounded five times on the way, and their hue to 2 degrees.
+    assert np.abs(values - bytes_).mean() < 1
 
 
 def test_each_colour_change_does_what_its_name_says():

@@ -80,8 +80,7 @@ def survey(data: Data, source: Source) -> Survey:
 
 def canvas_of(size: tuple[int, int], data: Data) -> tuple[int, int]:
   """The canvas (height, width) of an image of `size`; that of its largest short side, whichever is drawn."""
-  largest = transforms.resized_size(size, max(data.resize.short_side), data.resize.long_side)
-  return transforms.choose_canvas(largest, data.canvases)
+  return transforms.choose_canvas(transforms.resized_size(size, data.resize), data.canvases)
 
 
 def load(data: Data, source: Source, index: int, canvas, max_objects: int, rng: np.random.Generator | None) -> Batch:
@@ -183,15 +182,15 @@ def _place(data: Data, image: np.ndarray, image_id: int, canvas) -> Batch:
 
 
 def _resize(data: Data, image, short_side: int, canvas):
-  size = transforms.resized_size(image.shape[:2], short_side, data.resize.long_side)
-  size = transforms.fit(size, canvas)
+  size = transforms.fit(transforms.resized_size(image.shape[:2], data.resize, short_side), canvas)
   scale = np.array([size[0] / image.shape[0], size[1] / image.shape[1]], np.float32)
-  return transforms.resize(image, size, data.resize.interpolation), scale
+  pixels = image.astype(data.resize.pixels, copy=False)
+  return transforms.resize(pixels, size, data.resize.interpolation), scale
 
 
 def _batch(image: np.ndarray, scale: np.ndarray, image_id: int, canvas, truth: GroundTruth) -> Batch:
   height, width = image.shape[:2]
-  pixels = np.zeros((*canvas, 3), np.uint8)
+  pixels = np.zeros((*canvas, 3), image.dtype)
   pixels[:height, :width] = image
   return Batch(
     image=pixels,

@@ -19,7 +19,7 @@ MASK_SIDE = 112
 class Example:
   """One image of N objects on its way to the canvas; coordinates are pixels of `image`."""
 
-  image: np.ndarray  # u8[h, w, 3]
+  image: np.ndarray  # u8[h, w, 3], or f32 with the same range
   boxes: np.ndarray  # f32[N, 4], xyxy
   masks: np.ndarray | None = None  # u8[N, 112, 112], in the frame of the box
   keypoints: np.ndarray | None = None  # f32[N, J, 3]
@@ -28,15 +28,22 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Resize:
-  """torchvision's rule: the short side becomes `short_side`, unless the long side would exceed `long_side`.
+  """The short side becomes `short_side`, unless the long side would exceed `long_side`.
 
   Several short sides are scale jitter (Detectron2's): training draws one for each image, evaluation takes the
-  largest. An image that already has its size is not resampled. 'linear' does not smooth first, like torchvision.
+  largest. An image that already has its size is not resampled.
+
+  Weights expect the preprocessing that they were trained with. torchvision's detectors: 'linear', 'down', 'float32'.
+  Detectron2's: 'pillow', 'nearest', 'uint8'. float32 takes four times the memory, on the host and on its way to the
+  device; uint8 moves a pixel by half a level at most.
   """
 
   short_side: tuple[int, ...] = (480,)
   long_side: int = 640
-  interpolation: Literal["linear", "area", "cubic"] = "linear"
+  # 'linear' reads the four nearest pixels, 'pillow' smooths first where it shrinks (as Image.resize's BILINEAR does).
+  interpolation: Literal["linear", "area", "cubic", "pillow"] = "linear"
+  rounding: Literal["down", "nearest"] = "down"  # of the new sides, to whole pixels
+  pixels: Literal["uint8", "float32"] = "uint8"  # what is resized and handed to the model, in 0..255 either way
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +77,7 @@ class ColorJitter:
     image = _straight_line(example.image, brightness, 0)
     image = _straight_line(image, contrast, (1 - contrast) * cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean())
     gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    image = cv2.addWeighted(image, saturation, gray, 1 - saturation, 0)
+    image = np.clip(cv2.addWeighted(image, saturation, gray, 1 - saturation, 0), 0, 255)
     return dataclasses.replace(example, image=_turn_hue(image, turn) if turn else image)
 
 
@@ -87,10 +94,15 @@ def flip(example: Example) -> Example:
   return dataclasses.replace(example, image=example.image[:, ::-1], boxes=boxes, masks=masks, keypoints=keypoints)
 
 
-def resized_size(size: tuple[int, int], short_side: int, long_side: int) -> tuple[int, int]:
-  """The size (height, width) that an image of `size` gets, by torchvision's rule and rounding (down)."""
-  scale = min(short_side / min(size), long_side / max(size))
-  return _scaled(size, scale)
+def resized_size(size: tuple[int, int], rule: Resize, short_side: int | None = None) -> tuple[int, int]:
+  """The size (height, width) that an image of `size` gets; `short_side` is the one drawn, by default the largest."""
+  short_side = short_side or max(rule.short_side)
+  if rule.rounding == "down":
+    return _scaled(size, min(short_side / min(size), rule.long_side / max(size)))
+  # Detectron2's two steps: the product of both factors can fall on the other side of a half.
+  sides = [side * (short_side / min(size)) for side in size]
+  shrink = min(1.0, rule.long_side / max(sides))
+  return tuple(max(1, math.floor(side * shrink + 0.5)) for side in sides)
 
 
 def choose_canvas(size: tuple[int, int], canvases: tuple[tuple[int, int], ...]) -> tuple[int, int]:
@@ -108,11 +120,13 @@ def fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
 
 
 def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "linear") -> np.ndarray:
-  """u8[H, W, 3] to u8[size, 3]; the same array where it has that size already."""
-  import cv2
-
+  """[H, W, 3] to [size, 3], in the image's own type, u8 or f32; the same array where it has that size already."""
   if image.shape[:2] == tuple(size):
     return image
+  if interpolation == "pillow":
+    return _pillow(image, size)
+  import cv2
+
   interpolations = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC}
   return cv2.resize(image, (size[1], size[0]), interpolation=interpolations[interpolation])
 
@@ -146,17 +160,31 @@ def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
   return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
 
+def _pillow(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  from PIL import Image
+
+  resized = lambda plane: np.asarray(Image.fromarray(plane).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+  if image.dtype == np.uint8:
+    return resized(image)
+  return np.stack([resized(channel) for channel in np.moveaxis(image, -1, 0)], axis=-1)  # f32 is one channel there
+
+
 def _straight_line(image: np.ndarray, factor: float, offset: float) -> np.ndarray:
-  """factor * image + offset, rounded and clipped, by a table of the 256 values."""
+  """factor * image + offset, clipped to 0..255; of u8, rounded, by a table of the 256 values."""
   import cv2
 
-  table = np.clip(np.rint(factor * np.arange(256) + offset), 0, 255).astype(np.uint8)
-  return cv2.LUT(np.ascontiguousarray(image), table)
+  line = lambda values: np.clip(factor * values + offset, 0, 255)
+  if image.dtype != np.uint8:
+    return line(image).astype(image.dtype)
+  return cv2.LUT(np.ascontiguousarray(image), np.rint(line(np.arange(256))).astype(np.uint8))
 
 
 def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
   import cv2
 
-  hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # OpenCV's hue of u8 images counts to 180
-  hsv[..., 0] = (hsv[..., 0].astype(np.int32) + round(turn * 180)) % 180
+  hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+  if image.dtype == np.uint8:  # OpenCV's hue of u8 images counts to 180, in whole numbers
+    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + round(turn * 180)) % 180
+  else:
+    hsv[..., 0] = (hsv[..., 0] + turn * 360) % 360
   return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)

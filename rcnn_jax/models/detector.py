@@ -104,7 +104,7 @@ class Detector(nn.Module):
     return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
   def normalise(self, batch: Batch) -> Array:
-    """uint8 pixels to the backbone's statistics, zero beyond the image: f[B, H, W, 3] in `dtype`."""
+    """Pixels in 0..255 to the backbone's statistics, zero beyond the image: f[B, H, W, 3] in `dtype`."""
     mean, std = jnp.array(self.backbone.pixel_mean), jnp.array(self.backbone.pixel_std)
     pixels = (batch.image.astype(jnp.float32) - mean) / std
     height, width = batch.image.shape[1:3]
