@@ -24,6 +24,7 @@ import numpy as np
 from absl import flags
 
 from launch import flags as launch_flags
+from rcnn_jax.data.transforms import MASK_SIDE
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models.detector import blank_batch, init_variables
 from rcnn_jax.training import mesh as meshes
@@ -131,7 +132,10 @@ def compile_timed(function, *inputs) -> tuple[Callable, dict]:
 
 
 def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
-  """Images of noise that fill the experiment's first canvas, with random boxes of 1/12 to 1/3 of its shorter side."""
+  """Images of noise that fill the experiment's first canvas, with random boxes of 1/12 to 1/3 of its shorter side.
+
+  Where the experiment loads masks, each is its whole box: what stands in them changes no time.
+  """
   rng = np.random.default_rng(0)
   canvas, count = experiment.data.canvases[0], FLAGS.num_objects
   blank = jax.tree.map(np.asarray, blank_batch(batch_size, canvas, count))
@@ -139,10 +143,12 @@ def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
   sides = rng.uniform(side / 12, side / 3, (batch_size, count, 2))
   corner = rng.uniform(0, 1, (batch_size, count, 2)) * (np.array(canvas[::-1]) - sides)
   classes = rng.integers(1, (experiment.model.num_classes or FLAGS.num_classes) + 1, (batch_size, count))
+  masks = np.ones((batch_size, count, MASK_SIDE, MASK_SIDE), np.uint8) if experiment.data.load_masks else None
   truth = blank.truth.replace(
     boxes=np.concatenate([corner, corner + sides], -1).astype(np.float32),
     classes=classes.astype(np.int32),
     valid=np.ones((batch_size, count), bool),
+    masks=masks,
   )
   pixels = rng.integers(0, 256, blank.image.shape, dtype=np.uint8).astype(experiment.data.resize.pixels)
   return blank.replace(image=pixels, truth=truth)

@@ -134,7 +134,9 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "linea
 def mask_crops(segmentations, boxes: np.ndarray) -> np.ndarray:
   """Each object's mask in the frame of its box: u8[N, 112, 112] in {0, 1}.
 
-  Crop pixel (i, j) is the mask at the point ((j + 1/2) / 112, (i + 1/2) / 112) of the box.
+  A cell of a crop is 1 where at least half of it is mask, by bilinear samples, at least one for each pixel: what RoI
+  Align would make of the whole mask. Targets that are made from the crops are then those of the whole mask, small
+  objects' too, whose pixels are larger than a cell.
 
   Args:
     segmentations: N run-length encodings, at the size of the image.
@@ -145,15 +147,21 @@ def mask_crops(segmentations, boxes: np.ndarray) -> np.ndarray:
   crops = np.zeros((len(boxes), MASK_SIDE, MASK_SIDE), np.uint8)
   for row, (segmentation, box) in enumerate(zip(segmentations, boxes)):
     decoded = mask.decode(segmentation)
-    rows, columns = _pixels(box[1], box[3], decoded.shape[0]), _pixels(box[0], box[2], decoded.shape[1])
-    crops[row] = decoded[np.ix_(rows, columns)]
+    rows, row_weights = _cell_weights(box[1], box[3], decoded.shape[0])
+    columns, column_weights = _cell_weights(box[0], box[2], decoded.shape[1])
+    crops[row] = row_weights @ decoded[rows, columns].astype(np.float32) @ column_weights.T >= 0.5
   return crops
 
 
-def _pixels(start: float, stop: float, length: int) -> np.ndarray:
-  """The pixels i64[112] in which the sampling points of [start, stop] lie; pixel i is [i, i + 1)."""
-  points = start + (np.arange(MASK_SIDE) + 0.5) / MASK_SIDE * (stop - start)
-  return np.clip(np.floor(points).astype(np.int64), 0, length - 1)
+def _cell_weights(start: float, stop: float, length: int) -> tuple[slice, np.ndarray]:
+  """The pixels that the 112 cells of [start, stop] read, and f32[112, pixels], how much; pixel i is [i, i + 1)."""
+  samples = max(1, math.ceil((stop - start) / MASK_SIDE))  # of a cell
+  points = start + (np.arange(MASK_SIDE * samples) + 0.5) / (MASK_SIDE * samples) * (stop - start)
+  centres = np.clip(points - 0.5, 0, length - 1)  # beyond the first and the last pixel's centre their values hold
+  first, last = math.floor(centres[0]), math.ceil(centres[-1])
+  distance = np.abs(centres[:, None] - np.arange(first, last + 1))
+  weights = np.maximum(1 - distance, 0).reshape(MASK_SIDE, samples, -1).mean(axis=1)
+  return slice(first, last + 1), weights.astype(np.float32)
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
