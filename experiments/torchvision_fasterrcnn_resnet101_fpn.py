@@ -2,4 +2,10 @@
 
 from experiments.torchvision_fasterrcnn_resnet50_fpn import experiment as base
 
-experiment = base.override({"name": "torchvision_fasterrcnn_resnet101_fpn", "model.backbone.bottom_up.depth": 101})
+experiment = base.override(
+  {
+    "name": "torchvision_fasterrcnn_resnet101_fpn",
+    "model.backbone.bottom_up.depth": 101,
+    "model.backbone.bottom_up.norm_epsilon": 1e-5,
+  }
+)

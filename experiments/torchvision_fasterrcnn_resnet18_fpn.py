@@ -2,4 +2,10 @@
 
 from experiments.torchvision_fasterrcnn_resnet50_fpn import experiment as base
 
-experiment = base.override({"name": "torchvision_fasterrcnn_resnet18_fpn", "model.backbone.bottom_up.depth": 18})
+experiment = base.override(
+  {
+    "name": "torchvision_fasterrcnn_resnet18_fpn",
+    "model.backbone.bottom_up.depth": 18,
+    "model.backbone.bottom_up.norm_epsilon": 1e-5,
+  }
+)

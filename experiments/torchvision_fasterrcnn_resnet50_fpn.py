@@ -41,7 +41,7 @@ experiment = Experiment(
     workers=8,
   ),
   model=Detector(
-    backbone=Fpn(ResNet(50)),
+    backbone=Fpn(ResNet(50, norm_epsilon=0.0)),  # as torchvision sets it for its published weights
     proposer=Rpn(),
     pool=RoiAlign(output_size=7, num_levels=4),
     trunk=FcTrunk((1024, 1024)),

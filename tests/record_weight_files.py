@@ -43,6 +43,7 @@ def detectors() -> dict[str, torch.nn.Module]:
   return {
     "fasterrcnn_resnet18_fpn": detection.FasterRCNN(resnet18, num_classes=91),
     "maskrcnn_resnet50_fpn": detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None),
+    "maskrcnn_resnet50_fpn_v2": detection.maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None),
   }
 
 

@@ -11,7 +11,7 @@ from rcnn_jax.models.backbones.fpn import Fpn, upsample
 from rcnn_jax.models.backbones.resnet import ResNet
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 from rcnn_jax.models.backbones.vgg import Vgg16
-from rcnn_jax.models.layers import Conv, Deconv, max_pool
+from rcnn_jax.models.layers import BatchNorm, Conv, Deconv, max_pool
 
 KEY = jax.random.key(0)
 
@@ -76,8 +76,36 @@ def test_a_frozen_norm_has_no_parameters_and_a_trainable_one_updates_its_statist
   trainable = frozen.clone(norm="batch")
   variables = trainable.init(KEY, images)
   _, updated = trainable.apply(variables, images, True, mutable=["batch_stats"])
-  before, after = variables["batch_stats"]["bn1"]["norm"]["mean"], updated["batch_stats"]["bn1"]["norm"]["mean"]
+  before, after = variables["batch_stats"]["bn1"]["mean"], updated["batch_stats"]["bn1"]["mean"]
   assert not np.allclose(before, after)
+
+
+@pytest.mark.parametrize("garbage", [7.0, np.nan])
+def test_batch_norm_over_regions_sees_the_valid_ones_alone(garbage):
+  rows = np.random.default_rng(0).normal(3, 2, (4, 2, 5, 6)).astype(np.float32)
+  valid = np.array([True, False, True, True])
+  layer = BatchNorm(momentum=0.9)
+  variables = layer.init(KEY, rows, False)
+
+  def total(rows):
+    out, updated = layer.apply(variables, jnp.asarray(rows), True, valid, mutable=["batch_stats"])
+    return (out[valid] ** 3).sum(), (out[valid], updated["batch_stats"])
+
+  gradient, (out, stats) = jax.grad(total, has_aux=True)(np.where(valid[:, None, None, None], rows, garbage))
+  seen = rows[valid].reshape(-1, 6)
+  np.testing.assert_allclose(out.reshape(-1, 6), (seen - seen.mean(0)) / np.sqrt(seen.var(0) + 1e-5), atol=1e-5)
+  np.testing.assert_allclose(stats["mean"], 0.1 * seen.mean(0), rtol=1e-5)
+  np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * seen.var(0, ddof=1), rtol=1e-5)  # PyTorch's: of a sample
+  assert np.isfinite(gradient[valid]).all() and not np.asarray(gradient)[~valid].any()
+
+
+def test_batch_norm_over_no_region_at_all_keeps_its_statistics():
+  rows = np.ones((2, 3, 3, 4), np.float32)
+  layer = BatchNorm()
+  variables = layer.init(KEY, rows, False)
+  out, updated = layer.apply(variables, rows, True, np.zeros(2, bool), mutable=["batch_stats"])
+  assert np.isfinite(out).all()
+  jax.tree.map(np.testing.assert_array_equal, updated["batch_stats"], variables["batch_stats"])
 
 
 def test_an_unknown_norm_is_refused_by_name():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from rcnn_jax.models.detector import Detector, RoiSampler, init_variables, trainable
-from rcnn_jax.models.heads import BoxHead, MaskHead
+from rcnn_jax.models.heads import BoxHead, ConvTrunk, MaskHead
 from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool
 from rcnn_jax.models.proposers import External
 from rcnn_jax.ops import boxes as box_ops
@@ -230,6 +230,21 @@ def test_a_mask_head_makes_it_a_mask_rcnn():
   found = compiled("detect", model)(fresh, scene_batch(0).replace(truth=None))
   assert found.masks.shape == (2, 10, 8, 8)
   assert ((found.masks >= 0) & (found.masks <= 1)).all()
+
+
+def test_batch_norm_in_the_heads_learns_from_what_is_valid_and_stays_finite_without_objects():
+  heads = {"trunk": ConvTrunk(num_convs=1, channels=4, widths=(8,)), "mask": MASK_HEAD.clone(norm="batch")}
+  model = small_detector(**heads)
+  fresh = init_variables(model, jax.random.key(0), CANVAS)
+  learn = jax.jit(lambda variables, batch: model.apply(variables, batch, KEY, method="losses", mutable="batch_stats"))
+  terms, updated = learn(fresh, with_masks(scene_batch(0)))
+  assert_same((terms, updated), learn(fresh, with_garbage(with_masks(scene_batch(0), fill=0))))
+  assert all(np.isfinite(value) for value in terms.values())
+  moved = jax.tree.map(lambda old, new: not np.array_equal(old, new), fresh["batch_stats"], updated["batch_stats"])
+  assert all(jax.tree.leaves(moved))
+  terms, updated = learn(fresh, with_masks(scene_batch(0, num_objects=0)))
+  assert all(np.isfinite(value) for value in terms.values())
+  assert_same(fresh["batch_stats"]["mask"], updated["batch_stats"]["mask"])  # no foreground, nothing learnt
 
 
 def test_a_mask_head_without_masks_says_which_switch_is_off():

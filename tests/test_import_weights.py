@@ -72,7 +72,7 @@ def assert_equal(ours, theirs):
     np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
 
 
-@pytest.mark.parametrize("builder", ["fasterrcnn_resnet18_fpn", "maskrcnn_resnet50_fpn"])
+@pytest.mark.parametrize("builder", ["fasterrcnn_resnet18_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
 def test_the_names_and_shapes_are_those_of_torchvisions_state_dict(builder):
   model = experiments.load(f"torchvision_{builder}").model
   shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
@@ -149,8 +149,8 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
 
 
 def test_parts_that_torchvision_does_not_have():
-  with pytest.raises(WeightsError, match="nothing like proposer/conv7/bias"):
-    torchvision.export({"params": {"proposer": {"conv7": {"bias": np.zeros(1)}}}}, small().model)
+  with pytest.raises(WeightsError, match="nothing like proposer/gate/bias"):
+    torchvision.export({"params": {"proposer": {"gate": {"bias": np.zeros(1)}}}}, small().model)
   with pytest.raises(WeightsError, match="not class-agnostic"):
     torchvision.export({}, small().override({"model.mask.class_agnostic": True}).model)
 

@@ -70,37 +70,43 @@ class Detector(nn.Module):
     proposals, terms = self.proposer(features, self.backbone.strides, batch, key)
     keys = random.per_image(random.named(key, "rois"), batch.image_id)
     samples = jax.lax.stop_gradient(jax.vmap(self.sampler)(proposals, batch.truth, keys))
-    outputs = self.classify(features, samples.boxes, random.named(key, "dropout"))
+    outputs = self.classify(features, samples.boxes, random.named(key, "dropout"), samples.valid)
     terms |= self.box.losses(*outputs, samples, batch.truth)
     if self.mask is not None:
       # Masks are learnt from foreground alone, which stands in the first rows.
       num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
       foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
-      terms |= self.mask.losses(self.segment(features, foreground.boxes), foreground, batch.truth)
+      logits = self.segment(features, foreground.boxes, foreground.valid & (foreground.classes > 0))
+      terms |= self.mask.losses(logits, foreground, batch.truth)
     return terms
 
   def detect(self, batch: Batch) -> Detections:
     """Detections [B, D] by falling score, boxes in canvas pixels."""
     features = self.backbone(self.normalise(batch), False)
     proposals, _ = self.proposer(features, self.backbone.strides, batch, None)
-    outputs = self.classify(features, proposals.boxes, None)
+    outputs = self.classify(features, proposals.boxes, None, proposals.valid)
     found = self.box.detections(*outputs, proposals, batch)
     if self.mask is not None:
       found = found.replace(masks=self.mask.probabilities(self.segment(features, found.boxes), found.classes))
     return found
 
-  def classify(self, features: tuple[Array, ...], rois: Array, key: Array | None) -> tuple[Array, Array]:
-    """rois f32[B, R, 4] -> class_logits f32[B, R, K+1] and box_deltas f32[B, R, K or 1, 4]."""
+  def classify(
+    self, features: tuple[Array, ...], rois: Array, key: Array | None, valid: Array
+  ) -> tuple[Array, Array]:
+    """rois f32[B, R, 4] -> class_logits f32[B, R, K+1] and box_deltas f32[B, R, K or 1, 4]; a key in training alone.
+
+    valid: bool[B, R], the RoIs that batch norm takes its statistics from.
+    """
     if self.num_classes is None:
       raise ValueError("Detector.num_classes is not set: it comes with the data (model.clone(num_classes=K))")
     pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
-    logits, deltas = self.box(self.trunk(pooled, key), self.num_classes)
+    logits, deltas = self.box(self.trunk(pooled, key, valid.reshape(-1)), self.num_classes)
     return tuple(x.reshape(*rois.shape[:2], *x.shape[1:]) for x in (logits, deltas))
 
-  def segment(self, features: tuple[Array, ...], rois: Array) -> Array:
-    """rois f32[B, R, 4] -> mask_logits f32[B, R, 2P, 2P, K or 1]."""
+  def segment(self, features: tuple[Array, ...], rois: Array, learnt: Array | None = None) -> Array:
+    """rois f32[B, R, 4] -> mask_logits f32[B, R, 2P, 2P, K or 1]; `learnt` bool[B, R] in training alone."""
     pooled = pool_batch(self.mask.pool, features, rois, self.backbone.strides)
-    logits = self.mask(pooled, self.num_classes)
+    logits = self.mask(pooled, self.num_classes, None if learnt is None else learnt.reshape(-1))
     return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
   def normalise(self, batch: Batch) -> Array:

@@ -1,4 +1,8 @@
-"""What stands behind the pooling: trunks (shared layers over a pooled RoI) and heads (what is predicted from it)."""
+"""What stands behind the pooling: trunks (shared layers over a pooled RoI) and heads (what is predicted from it).
+
+A trunk is called with (rois f[R, P, P, C], key, valid bool[R]): the key is given in training alone, and rows that
+are not valid enter no statistics.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.models.backbones.resnet import Stage
-from rcnn_jax.models.layers import Conv, Deconv
+from rcnn_jax.models.layers import Conv, Deconv, norm
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.ops import boxes, losses, masks, nms
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
@@ -22,8 +26,9 @@ class FcTrunk(nn.Module):
   dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, rois: Array, key: Array | None) -> Array:
+  def __call__(self, rois: Array, key: Array | None, valid: Array) -> Array:
     """rois: f[R, P, P, C] -> f[R, widths[-1]]; `key` draws the dropout, without one nothing is dropped."""
+    del valid
     x = rois.reshape(rois.shape[0], -1)
     for i, width in enumerate(self.widths, start=6):
       dense = nn.Dense(width, dtype=x.dtype, kernel_init=xavier, name=f"fc{i}")
@@ -35,6 +40,32 @@ class FcTrunk(nn.Module):
     return x
 
 
+class ConvTrunk(nn.Module):
+  """3×3 convolutions over each RoI, then fully connected layers (arXiv:1803.08494, section 5.3; 2111.11429)."""
+
+  num_convs: int = 4
+  channels: int = 256
+  widths: tuple[int, ...] = (1024,)
+  norm: str | None = "batch"  # after each convolution; None: biases instead
+
+  @nn.compact
+  def __call__(self, rois: Array, key: Array | None, valid: Array) -> Array:
+    """rois: f[R, P, P, C] -> f[R, widths[-1]]."""
+    x = rois
+    for i in range(1, self.num_convs + 1):
+      x = nn.relu(convolution(x, self.channels, i, self.norm, key is not None, valid))
+    x = x.reshape(x.shape[0], -1)
+    for i, width in enumerate(self.widths, start=1):
+      x = nn.relu(nn.Dense(width, dtype=x.dtype, kernel_init=xavier, name=f"fc{i}")(x))
+    return x
+
+
+def convolution(x: Array, channels: int, index: int, kind: str | None, train: bool, valid: Array | None) -> Array:
+  """The module's 3×3 convolution of this index, normalised, or with biases where `kind` is None."""
+  x = Conv(channels, kernel_size=3, use_bias=kind is None, name=f"conv{index}")(x)
+  return x if kind is None else norm(kind, f"bn{index}")(x, train, valid)
+
+
 class Res5Trunk(nn.Module):
   """A ResNet's fifth stage over each RoI, then the mean over its cells: the C4 head (ResNet, appendix A)."""
 
@@ -43,9 +74,9 @@ class Res5Trunk(nn.Module):
   stride: int = 2
 
   @nn.compact
-  def __call__(self, rois: Array, key: Array | None) -> Array:
+  def __call__(self, rois: Array, key: Array | None, valid: Array) -> Array:
     """rois: f[R, P, P, C] -> f[R, C']."""
-    x = Stage(self.depth, 4, self.stride, norm=self.norm, name="layer4")(rois, key is not None)
+    x = Stage(self.depth, 4, self.stride, norm=self.norm, name="layer4")(rois, key is not None, valid)
     return x.mean(axis=(1, 2))
 
 
@@ -130,13 +161,17 @@ class MaskHead(nn.Module):
   num_convs: int = 4
   channels: int = 256
   class_agnostic: bool = False
+  norm: str | None = None  # after each convolution; None: biases instead
 
   @nn.compact
-  def __call__(self, rois: Array, num_classes: int) -> Array:
-    """rois: f[R, P, P, C] -> mask_logits f32[R, 2P, 2P, K] (f32[R, 2P, 2P, 1] where class-agnostic)."""
+  def __call__(self, rois: Array, num_classes: int, learnt: Array | None = None) -> Array:
+    """rois: f[R, P, P, C] -> mask_logits f32[R, 2P, 2P, K] (f32[R, 2P, 2P, 1] where class-agnostic).
+
+    learnt: bool[R] in training, the RoIs that batch norm takes its statistics from; None in detection.
+    """
     x = rois
     for i in range(1, self.num_convs + 1):
-      x = nn.relu(Conv(self.channels, kernel_size=3, name=f"conv{i}")(x))
+      x = nn.relu(convolution(x, self.channels, i, self.norm, learnt is not None, learnt))
     x = nn.relu(Deconv(self.channels, name="deconv")(x))
     # Logits begin near zero, as Detectron2's: drawn like the other layers', the first losses are in the hundreds.
     num_masks = 1 if self.class_agnostic else num_classes

@@ -7,6 +7,7 @@ Each is written in the form that XLA compiles well on a CPU too; accelerators lo
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -106,8 +107,8 @@ class FrozenBatchNorm(nn.Module):
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
-    del train
+  def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
+    del train, valid
     c = x.shape[-1]
     value = lambda name, init: self.variable("batch_stats", name, init, (c,)).value
     scale, bias = value("scale", jnp.ones), value("bias", jnp.zeros)
@@ -117,15 +118,49 @@ class FrozenBatchNorm(nn.Module):
 
 
 class BatchNorm(nn.Module):
-  """Trainable batch norm; under a sharded batch its statistics are those of all devices (synchronised)."""
+  """Trainable batch norm; under a sharded batch its statistics are those of all devices (synchronised).
+
+  The running variance is that of a sample (n - 1), PyTorch's. `valid: bool[B]` leaves rows out of the statistics,
+  which flax's own layer cannot do where none is left: then they stay as they are.
+  """
 
   epsilon: float = 1e-5
   momentum: float = 0.9
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
-    norm = nn.BatchNorm(use_running_average=not train, momentum=self.momentum, epsilon=self.epsilon, name="norm")
-    return norm(x.astype(jnp.float32)).astype(x.dtype)
+  def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
+    c = x.shape[-1]
+    scale, bias = self.param("scale", nn.initializers.ones, (c,)), self.param("bias", nn.initializers.zeros, (c,))
+    mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
+    var = self.variable("batch_stats", "var", jnp.ones, (c,))
+    if not train:
+      return self._normalised(x, mean.value, var.value, scale, bias)
+    rows = jnp.ones(x.shape[0], bool) if valid is None else valid
+    rows = rows.reshape(-1, *(1,) * (x.ndim - 1))
+    x = jnp.where(rows, x, 0)
+    now_mean, now_var, count = _moments(x.astype(jnp.float32), rows)
+    if not self.is_initializing():
+      sample_var = now_var * count / jnp.maximum(count - 1, 1)
+      for running, now in ((mean, now_mean), (var, sample_var)):
+        moved = self.momentum * running.value + (1 - self.momentum) * now
+        running.value = jnp.where(count > 0, moved, running.value)
+    return self._normalised(x, now_mean, now_var, scale, bias)
+
+  def _normalised(self, x: Array, mean: Array, var: Array, scale: Array, bias: Array) -> Array:
+    y = (x.astype(jnp.float32) - mean) * (scale * jax.lax.rsqrt(var + self.epsilon)) + bias
+    return y.astype(x.dtype)
+
+
+def _moments(x: Array, rows: Array) -> tuple[Array, Array, Array]:
+  """Mean and variance f32[C] over the `rows` bool[B, 1, 1, 1] of f32[B, H, W, C], and the number of their cells.
+
+  x: 0 in the other rows.
+  """
+  axes = tuple(range(x.ndim - 1))
+  count = jnp.sum(rows, dtype=jnp.float32) * math.prod(x.shape[1:-1])
+  mean = jnp.sum(x, axes) / jnp.maximum(count, 1)
+  var = jnp.sum(jnp.where(rows, jnp.square(x - mean), 0), axes) / jnp.maximum(count, 1)
+  return mean, var, count
 
 
 class GroupNorm(nn.Module):
@@ -135,18 +170,22 @@ class GroupNorm(nn.Module):
   epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
-    del train
+  def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
+    del train, valid
     return nn.GroupNorm(self.groups, epsilon=self.epsilon, name="norm")(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def norm(kind: str, name: str) -> nn.Module:
-  """The normalisation layer `kind`: 'frozen', 'batch' or 'group'; raises ValueError for another word."""
+def norm(kind: str, name: str, epsilon: float = 1e-5) -> nn.Module:
+  """The normalisation layer `kind`: 'frozen', 'batch' or 'group'; raises ValueError for another word.
+
+  Each is called with (x: f[B, H, W, C], train, valid: bool[B] or None for all), of which batch norm alone needs the
+  last two.
+  """
   match kind:
     case "frozen":
-      return FrozenBatchNorm(name=name)
+      return FrozenBatchNorm(epsilon, name=name)
     case "batch":
-      return BatchNorm(name=name)
+      return BatchNorm(epsilon, name=name)
     case "group":
-      return GroupNorm(name=name)
+      return GroupNorm(epsilon=epsilon, name=name)
   raise ValueError(f"norm must be 'frozen', 'batch' or 'group', not {kind!r}")

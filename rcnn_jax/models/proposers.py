@@ -33,7 +33,8 @@ class Rpn(nn.Module):
 
   anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
   anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
-  channels: int | None = None  # of the 3×3 convolution; None: as many as the features have
+  channels: int | None = None  # of the 3×3 convolutions; None: as many as the features have
+  num_convs: int = 1
   num_pre_nms: tuple[int, int] = (2000, 1000)
   num_post_nms: tuple[int, int] = (2000, 1000)
   nms_iou: float = 0.7
@@ -62,12 +63,16 @@ class Rpn(nn.Module):
   def predict(self, features: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
     """Objectness logits f32[B, A_l] and box deltas f32[B, A_l, 4] of each level; the head is shared by all."""
     per_cell = len(self.anchor_sizes[0]) * len(self.anchor_ratios)
-    conv = Conv(self.channels or features[0].shape[-1], kernel_size=3, kernel_init=normal(0.01), name="conv")
+    channels = self.channels or features[0].shape[-1]
+    names = ["conv", *(f"conv{i}" for i in range(2, self.num_convs + 1))]
+    convs = [Conv(channels, kernel_size=3, kernel_init=normal(0.01), name=name) for name in names]
     objectness = Conv(per_cell, kernel_init=normal(0.01), name="objectness")
     regression = Conv(4 * per_cell, kernel_init=normal(0.01), name="deltas")
     logits, deltas = [], []
     for feature in features:
-      hidden = nn.relu(conv(feature))
+      hidden = feature
+      for conv in convs:
+        hidden = nn.relu(conv(hidden))
       batch = hidden.shape[0]
       logits.append(objectness(hidden).astype(jnp.float32).reshape(batch, -1))
       deltas.append(regression(hidden).astype(jnp.float32).reshape(batch, -1, 4))

@@ -15,18 +15,25 @@ from rcnn_jax.weights.library import DECONVOLUTION, FIRST_OF_ROI, Library, Tenso
 MODULES = (
   (r"backbone/lateral(\d+)", r"backbone.fpn.inner_blocks.\1.0"),
   (r"backbone/output(\d+)", r"backbone.fpn.layer_blocks.\1.0"),
+  (r"backbone/lateral(\d+)_bn", r"backbone.fpn.inner_blocks.\1.1"),
+  (r"backbone/output(\d+)_bn", r"backbone.fpn.layer_blocks.\1.1"),
   (r"proposer/conv", "rpn.head.conv.0.0"),
+  (r"proposer/conv(\d+)", lambda match: f"rpn.head.conv.{int(match[1]) - 1}.0"),
   (r"proposer/objectness", "rpn.head.cls_logits"),
   (r"proposer/deltas", "rpn.head.bbox_pred"),
   (r"trunk/fc([67])", r"roi_heads.box_head.fc\1"),
+  (r"trunk/conv(\d+)", lambda match: f"roi_heads.box_head.{int(match[1]) - 1}.0"),
+  (r"trunk/bn(\d+)", lambda match: f"roi_heads.box_head.{int(match[1]) - 1}.1"),
+  (r"trunk/fc1", "roi_heads.box_head.5"),  # behind four convolutions and the flattening
   (r"box/classes", "roi_heads.box_predictor.cls_score"),
   (r"box/deltas", "roi_heads.box_predictor.bbox_pred"),
   (r"mask/conv(\d+)", lambda match: f"roi_heads.mask_head.{int(match[1]) - 1}.0"),
+  (r"mask/bn(\d+)", lambda match: f"roi_heads.mask_head.{int(match[1]) - 1}.1"),
   (r"mask/deconv", "roi_heads.mask_predictor.conv5_mask"),
   (r"mask/masks", "roi_heads.mask_predictor.mask_fcn_logits"),
 )
 LAYOUTS = (
-  (r"trunk/fc6/kernel", FIRST_OF_ROI),
+  (r"trunk/fc[16]/kernel", FIRST_OF_ROI),
   (r"mask/deconv/kernel", DECONVOLUTION),
   (r"box/deltas/.*", unused_rows(4)),
   (r"mask/masks/.*", unused_rows(1)),

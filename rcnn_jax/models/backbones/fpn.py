@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rcnn_jax.models.layers import Conv
+from rcnn_jax.models.layers import Conv, norm
 from rcnn_jax.types import Array
 
 xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -17,6 +17,7 @@ class Fpn(nn.Module):
   bottom_up: nn.Module
   channels: int = 256
   extra_level: bool = True
+  norm: str | None = None  # after each convolution: 'batch' or 'group'; None: biases instead
 
   @property
   def strides(self) -> tuple[int, ...]:
@@ -36,11 +37,17 @@ class Fpn(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
     """x: normalised images f[B, H, W, 3] -> one f[B, H/stride, W/stride, channels] a level, finest first."""
     features = self.bottom_up(x, train)
+
+    def convolution(y: Array, name: str, kernel_size: int) -> Array:
+      plain = self.norm is None
+      y = Conv(self.channels, kernel_size=kernel_size, use_bias=plain, kernel_init=xavier, name=name)(y)
+      return y if plain else norm(self.norm, f"{name}_bn")(y, train)
+
     top_down, outputs = None, []
     for i in reversed(range(len(features))):
-      lateral = Conv(self.channels, kernel_init=xavier, name=f"lateral{i}")(features[i])
+      lateral = convolution(features[i], f"lateral{i}", 1)
       top_down = lateral if top_down is None else lateral + upsample(top_down, lateral.shape[1:3])
-      outputs.append(Conv(self.channels, kernel_size=3, kernel_init=xavier, name=f"output{i}")(top_down))
+      outputs.append(convolution(top_down, f"output{i}", 3))
     outputs.reverse()
     if self.extra_level:
       outputs.append(outputs[-1][:, ::2, ::2])

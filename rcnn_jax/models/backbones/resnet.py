@@ -19,12 +19,13 @@ class Block(nn.Module):
   stride: int = 1
   dilation: int = 1
   norm: str = "frozen"
+  norm_epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: Array, train: bool) -> Array:
+  def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
     def layer(y: Array, index: int, features: int, **kwargs) -> Array:
       y = Conv(features, use_bias=False, name=f"conv{index}", **kwargs)(y)
-      return norm(self.norm, f"bn{index}")(y, train)
+      return norm(self.norm, f"bn{index}", self.norm_epsilon)(y, train, valid)
 
     spatial = dict(kernel_size=3, stride=self.stride, dilation=self.dilation)
     if self.bottleneck:
@@ -38,7 +39,7 @@ class Block(nn.Module):
       y = layer(y, 2, out, kernel_size=3)
     if x.shape[-1] != out or self.stride != 1:
       x = Conv(out, stride=self.stride, use_bias=False, name="downsample")(x)
-      x = norm(self.norm, "downsample_bn")(x, train)
+      x = norm(self.norm, "downsample_bn", self.norm_epsilon)(x, train, valid)
     return nn.relu(x + y)
 
 
@@ -50,15 +51,17 @@ class Stage(nn.Module):
   stride: int
   dilation: int = 1
   norm: str = "frozen"
+  norm_epsilon: float = 1e-5
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> Array:
-    """x: f[B, H, W, C] -> f[B, H/stride, W/stride, C']."""
+  def __call__(self, x: Array, train: bool = False, valid: Array | None = None) -> Array:
+    """x: f[B, H, W, C] -> f[B, H/stride, W/stride, C']; valid: bool[B], the rows that batch norm learns from."""
     blocks, bottleneck = DEPTHS[self.depth]
     width = 64 * 2 ** (self.index - 1)
     for i in range(blocks[self.index - 1]):
       stride = self.stride if i == 0 else 1
-      x = Block(width, bottleneck, stride, self.dilation, self.norm, name=f"block{i}")(x, train)
+      block = Block(width, bottleneck, stride, self.dilation, self.norm, self.norm_epsilon, name=f"block{i}")
+      x = block(x, train, valid)
     return x
 
 
@@ -72,6 +75,7 @@ class ResNet(nn.Module):
   depth: int = 50
   levels: tuple[int, ...] = (2, 3, 4, 5)
   norm: str = "frozen"
+  norm_epsilon: float = 1e-5  # the weights' own: torchvision's first detectors have 0
   dilate_c5: bool = False  # DC5: stage 5 keeps stride 16 and is dilated instead
   pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
   pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -85,11 +89,13 @@ class ResNet(nn.Module):
   def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
     """x: normalised images f[B, H, W, 3] -> one f[B, H/stride, W/stride, C] a level."""
     x = Conv(64, kernel_size=7, stride=2, use_bias=False, name="conv1")(x)
-    x = max_pool(nn.relu(norm(self.norm, "bn1")(x, train)), 3, 2, padding=1)
+    x = max_pool(nn.relu(norm(self.norm, "bn1", self.norm_epsilon)(x, train)), 3, 2, padding=1)
     outputs = {}
     for level in range(2, max(self.levels) + 1):
       dilated = level == 5 and self.dilate_c5
       stride = 1 if level == 2 or dilated else 2
-      stage = Stage(self.depth, level - 1, stride, 2 if dilated else 1, self.norm, name=f"layer{level - 1}")
+      dilation = 2 if dilated else 1
+      name = f"layer{level - 1}"
+      stage = Stage(self.depth, level - 1, stride, dilation, self.norm, self.norm_epsilon, name=name)
       x = outputs[level] = stage(x, train)
     return tuple(outputs[level] for level in self.levels)
