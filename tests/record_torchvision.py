@@ -195,11 +195,15 @@ def features() -> dict:
   frozen = dict(weights=None, norm_layer=ops.FrozenBatchNorm2d)
   stages = {f"layer{i}": str(i) for i in (1, 2, 3, 4)}
   squeezenet = fill(torch.nn.ModuleDict({"features": models.squeezenet1_1(weights=None).features})).features
-  vgg16 = fill(torch.nn.ModuleDict({"features": models.vgg16(weights=None).features})).features
+  vgg16, vgg16_bn = (
+    fill(torch.nn.ModuleDict({"features": build(weights=None).features})).features
+    for build in (models.vgg16, models.vgg16_bn)
+  )
   with torch.no_grad():
     outputs = {
       "squeezenet": [squeezenet[:5](pixels), squeezenet[:8](pixels), squeezenet(pixels)],
       "vgg16": [vgg16[:-1](pixels)],
+      "vgg16_bn": [vgg16_bn[:-1](pixels)],
     }
     for depth in (18, 34, 50):
       body = fill(getattr(models, f"resnet{depth}")(**frozen))

@@ -1,4 +1,4 @@
-"""Pretrained backbones: torchvision's names by rule, and a file that does not fit is refused by name."""
+"""Pretrained backbones: torchvision's and timm's names by rule, and a file that does not fit is refused by name."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rcnn_jax.models.backbones.fpn import Fpn
 from rcnn_jax.models.backbones.resnet import ResNet
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 from rcnn_jax.models.backbones.vgg import Vgg16
-from rcnn_jax.weights.backbone import SQUEEZENET, VGG16, WeightsError, load, torchvision_name
+from rcnn_jax.weights.backbone import SQUEEZENET, VGG16, VGG16_BN, WeightsError, load, torchvision_name
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared" / "weights" / "squeezenet1_1_imagenet.safetensors"
 
@@ -27,12 +27,12 @@ def fresh(backbone):
   return {collection: {"backbone": tree} for collection, tree in ones.items()}
 
 
-def as_torchvision(variables, positions, prefix="backbone/"):
+def as_torchvision(variables, positions):
   """The tensors of a file that fits, each filled with numbers of its own, in PyTorch's layout."""
   tensors = {}
   for number, (path, leaf) in enumerate(traverse_util.flatten_dict(variables, sep="/").items()):
     shape = leaf.shape[::-1][:2] + leaf.shape[:2] if leaf.ndim == 4 else leaf.shape
-    name = torchvision_name(path.partition(prefix)[2], positions)
+    name = torchvision_name(path.partition("backbone/")[2], positions)
     tensors[name] = np.random.default_rng(number).normal(size=shape).astype(np.float32)
   return tensors
 
@@ -44,66 +44,130 @@ def as_torchvision(variables, positions, prefix="backbone/"):
     ("fire2/squeeze/bias", SQUEEZENET, "features.3.squeeze.bias"),
     ("fire9/expand3x3/kernel", SQUEEZENET, "features.12.expand3x3.weight"),
     ("conv5_3/kernel", VGG16, "features.28.weight"),
-    ("conv1/kernel", VGG16, "conv1.weight"),
-    ("bn1/mean", VGG16, "bn1.running_mean"),
-    ("layer2/block0/downsample/kernel", VGG16, "layer2.0.downsample.0.weight"),
-    ("layer2/block0/downsample_bn/norm/var", VGG16, "layer2.0.downsample.1.running_var"),
-    ("layer4/block2/bn3/scale", VGG16, "layer4.2.bn3.weight"),
+    ("conv5_3/kernel", VGG16_BN, "features.40.weight"),
+    ("bn5_3/norm/scale", VGG16_BN, "features.41.weight"),
+    ("conv1/kernel", {}, "conv1.weight"),
+    ("bn1/mean", {}, "bn1.running_mean"),
+    ("layer2/block0/downsample/kernel", {}, "layer2.0.downsample.0.weight"),
+    ("layer2/block0/downsample_bn/norm/var", {}, "layer2.0.downsample.1.running_var"),
+    ("layer4/block2/bn3/scale", {}, "layer4.2.bn3.weight"),
   ],
 )
 def test_names_are_torchvisions(path, positions, name):
   assert torchvision_name(path, positions) == name
 
 
+# What the classifiers hold behind the features, torchvision's and timm's.
+BEHIND = ("classifier.0.weight", "classifier.6.bias", "fc.weight", "pre_logits.fc1.weight", "head.fc.weight")
+
+
 @pytest.mark.parametrize(
-  "backbone, positions, prefix",
+  "backbone, positions",
   [
-    (SqueezeNet(), SQUEEZENET, "backbone/"),
-    (Vgg16(), VGG16, "backbone/"),
-    (ResNet(18, levels=(4,)), VGG16, "backbone/"),
-    (ResNet(18, levels=(2,), norm="batch"), VGG16, "backbone/"),
+    (SqueezeNet(), SQUEEZENET),
+    (Vgg16(), VGG16),
+    (Vgg16(norm="frozen"), VGG16_BN),
+    (Vgg16(norm="batch"), VGG16_BN),
+    (ResNet(18, levels=(4,)), {}),
+    (ResNet(18, levels=(2,), norm="batch"), {}),
+    (ResNet(50, levels=(3,)), {}),
   ],
-  ids=["squeezenet", "vgg16", "resnet18_frozen", "resnet18_batch"],
+  ids=["squeezenet", "vgg16", "vgg16_bn_frozen", "vgg16_bn", "resnet18_frozen", "resnet18_batch", "resnet50"],
 )
-def test_every_variable_of_the_backbone_is_read(tmp_path, backbone, positions, prefix):
+def test_every_variable_of_the_backbone_is_read_and_the_classifier_is_not(tmp_path, backbone, positions):
   variables = fresh(backbone)
-  tensors = as_torchvision(variables, positions, prefix)
-  save_file(tensors | {"classifier.weight": np.zeros((2, 2), np.float32)}, tmp_path / "w.safetensors")
+  tensors = as_torchvision(variables, positions)
+  counters = [name.replace("running_mean", "num_batches_tracked") for name in tensors if "running_mean" in name]
+  others = {name: np.zeros((2, 2), np.float32) for name in (*BEHIND, *counters)}
+  save_file(tensors | others, tmp_path / "w.safetensors")
   loaded = traverse_util.flatten_dict(load(str(tmp_path / "w.safetensors"), variables), sep="/")
+  assert len(loaded) == len(tensors)
   for path, leaf in loaded.items():
-    expected = tensors[torchvision_name(path.partition(prefix)[2], positions)]
+    expected = tensors[torchvision_name(path.partition("backbone/")[2], positions)]
     np.testing.assert_array_equal(leaf, expected.transpose(2, 3, 1, 0) if leaf.ndim == 4 else expected)
 
 
 def test_below_an_fpn_only_the_bottom_up_network_is_read(tmp_path):
   variables = fresh(Fpn(ResNet(18, levels=(2, 3))))
   bottom = {name: {"backbone": tree["backbone"]["bottom_up"]} for name, tree in variables.items()}
-  save_file(as_torchvision(bottom, VGG16), tmp_path / "w.safetensors")
+  save_file(as_torchvision(bottom, {}), tmp_path / "w.safetensors")
   loaded = load(str(tmp_path / "w.safetensors"), variables)["params"]["backbone"]
   assert not np.all(loaded["bottom_up"]["conv1"]["kernel"] == 1)
   assert np.all(loaded["lateral0"]["kernel"] == 1)
 
 
+def refusal(folder, tensors, variables) -> str:
+  """What `load` says about a file of these tensors."""
+  path = folder / "w.safetensors"
+  save_file(tensors, path)
+  with pytest.raises(WeightsError) as raised:
+    load(str(path), variables)
+  return str(raised.value).removeprefix(f"{path}: ")
+
+
+def without(tensors: dict, ending: str) -> dict:
+  return {name: tensor for name, tensor in tensors.items() if not name.endswith(ending)}
+
+
 def test_a_file_that_does_not_fit_is_refused_by_name(tmp_path):
-  path = tmp_path / "w.safetensors"
   variables = fresh(SqueezeNet())
   tensors = as_torchvision(variables, SQUEEZENET)
-
-  def refused(changed, message):
-    save_file(changed, path)
-    with pytest.raises(WeightsError, match=message):
-      load(str(path), variables)
-
-  refused(
-    {k: v for k, v in tensors.items() if k != "features.3.squeeze.bias"}, r"no tensor features\.3\.squeeze\.bias"
+  refused = lambda changed: refusal(tmp_path, changed, variables)
+  missing = "no tensor features.3.squeeze.bias (for params/backbone/fire2/squeeze/bias): are these the weights of"
+  assert refused(without(tensors, ".3.squeeze.bias")).startswith(missing)
+  short = tensors | {"features.0.bias": np.zeros(7, np.float32)}
+  assert refused(short) == "features.0.bias (7,), the model has (64,)"
+  assert refused(tensors | {"features.0.bias": np.full(64, np.nan, np.float32)}) == (
+    "features.0.bias holds NaN or infinity"
   )
-  refused(tensors | {"features.0.bias": np.zeros(7, np.float32)}, r"features\.0\.bias \(7,\), the model has \(64,\)")
-  refused(tensors | {"features.0.bias": np.full(64, np.nan, np.float32)}, r"features\.0\.bias holds NaN")
-  path.write_bytes(b"this is no safetensors file")
-  with pytest.raises(WeightsError, match=r"w\.safetensors: not a readable safetensors file"):
-    load(str(path), variables)
+
+
+def test_a_file_that_cannot_be_read_is_refused(tmp_path):
+  path = tmp_path / "w.safetensors"
+  variables = fresh(SqueezeNet())
+  save_file(as_torchvision(variables, SQUEEZENET), path)
+  for contents in (path.read_bytes()[:-100], path.read_bytes()[:100], b"this is no safetensors file"):
+    path.write_bytes(contents)
+    with pytest.raises(WeightsError, match=r"w\.safetensors: not a readable safetensors file"):
+      load(str(path), variables)
   with pytest.raises(WeightsError, match="nowhere.safetensors: no such weights file"):
     load("nowhere.safetensors", variables)
+
+
+@pytest.mark.parametrize("backbone, positions", [(ResNet(18, levels=(2,)), {}), (Vgg16(norm="frozen"), VGG16_BN)])
+def test_missing_statistics_of_a_norm_are_named(tmp_path, backbone, positions):
+  variables = fresh(backbone)
+  told = refusal(tmp_path, without(as_torchvision(variables, positions), "running_var"), variables)
+  first = "features.1" if positions else "bn1"
+  assert told.startswith(f"no batch norm statistics: no tensor {first}.running_var (for batch_stats/backbone/bn1")
+
+
+@pytest.mark.parametrize(
+  "theirs, ours, message",
+  [
+    (ResNet(34), ResNet(18), "the model has no place for layer1.2.bn1.bias; layer1.2.bn1.running_mean; "),
+    (ResNet(101), ResNet(50), "the model has no place for layer3.10.bn1.bias; layer3.10.bn1.running_mean; "),
+    (ResNet(18), ResNet(34), "no tensor layer1.2.bn1.bias (for batch_stats/backbone/layer1/block2/bn1/bias); "),
+    (ResNet(50, norm="batch"), ResNet(50, norm="group"), "the model has no place for bn1.running_mean; bn1.run"),
+    (Vgg16(), Vgg16(norm="frozen"), "no tensor features.1.bias (for batch_stats/backbone/bn1_1/bias); "),
+    (Vgg16(norm="frozen"), Vgg16(), "no tensor features.12.bias (for params/backbone/conv3_2/bias); "),
+    (SqueezeNet(), ResNet(18), "no tensor bn1.bias (for batch_stats/backbone/bn1/bias); "),
+  ],
+  ids=lambda value: f"{type(value).__name__}{getattr(value, 'depth', '')}" if not isinstance(value, str) else "",
+)
+def test_another_architecture_is_refused_by_its_tensors(tmp_path, theirs, ours, message):
+  positions = {Vgg16: VGG16_BN if getattr(theirs, "norm", None) else VGG16, SqueezeNet: SQUEEZENET}
+  paths = traverse_util.flatten_dict(fresh(theirs), sep="/")
+  name = lambda path: torchvision_name(path.partition("backbone/")[2], positions.get(type(theirs), {}))
+  tensors = {name(path): np.zeros(1, np.float32) for path in paths}  # names are looked at before shapes
+  assert refusal(tmp_path, tensors, fresh(ours)).startswith(message)
+
+
+def test_timms_deep_stems_are_refused_by_name(tmp_path):
+  variables = fresh(ResNet(18, levels=(2,)))
+  deep = as_torchvision(variables, {}) | {"conv1.0.weight": np.zeros((32, 3, 3, 3), np.float32)}
+  told = refusal(tmp_path, without(deep, "conv1.weight"), variables)
+  assert told == "conv1.0.weight: a ResNet with a deep stem (timm's resnet50d and the like), not ours"
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/weights, which are not part of the project")

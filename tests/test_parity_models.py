@@ -27,7 +27,7 @@ from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.models.proposers import Rpn
 from rcnn_jax.types import Batch, Detections
 from rcnn_jax.weights import torchvision
-from rcnn_jax.weights.backbone import SQUEEZENET, VGG16
+from rcnn_jax.weights.backbone import SQUEEZENET, VGG16, VGG16_BN
 from tests import filling
 from tests.parity import close, filled_backbone, filled_detector, pair_up, recorded
 
@@ -39,6 +39,7 @@ PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini
   [
     ("squeezenet", SqueezeNet(levels=(3, 5, 9)), SQUEEZENET),
     ("vgg16", Vgg16(), VGG16),
+    ("vgg16_bn", Vgg16(norm="frozen"), VGG16_BN),
     ("resnet18", ResNet(18), {}),
     ("resnet34", ResNet(34), {}),
     ("resnet50", ResNet(50), {}),

@@ -1,18 +1,33 @@
-"""ImageNet weights of a backbone, in torchvision's names, into a detector's variables.
+"""ImageNet weights of a backbone, in torchvision's names, which are timm's as well, into a detector's variables.
 
 A variable's path is turned into the name that torchvision gives the same tensor, so that the file is read by a rule
-and not by a table: `backbone/fire2/squeeze/kernel` is `features.3.squeeze.weight`.
+and not by a table: `backbone/fire2/squeeze/kernel` is `features.3.squeeze.weight`. timm's classifiers differ from
+torchvision's only in the names of the layers behind the features, which are not read.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import numpy as np
 from flax import traverse_util
 
+from rcnn_jax.models.backbones.vgg import BLOCKS
 from rcnn_jax.weights import files
 from rcnn_jax.weights.errors import WeightsError, listed
+
+
+def vgg_positions(norm: bool) -> dict[str, int]:
+  """The places of VGG-16's layers in torchvision's `features`, with batch norms or without."""
+  positions, place = {}, 0
+  for block, (convolutions, _) in enumerate(BLOCKS, start=1):
+    for i in range(1, convolutions + 1):
+      positions |= {f"conv{block}_{i}": place} | ({f"bn{block}_{i}": place + 1} if norm else {})
+      place += 3 if norm else 2  # the activation follows
+    place += 1  # pooling
+  return positions
+
 
 # Positions in torchvision's nn.Sequential `features`; pooling and activations take the numbers between.
 SQUEEZENET = {
@@ -26,29 +41,17 @@ SQUEEZENET = {
   "fire8": 11,
   "fire9": 12,
 }
-VGG16 = {
-  "conv1_1": 0,
-  "conv1_2": 2,
-  "conv2_1": 5,
-  "conv2_2": 7,
-  "conv3_1": 10,
-  "conv3_2": 12,
-  "conv3_3": 14,
-  "conv4_1": 17,
-  "conv4_2": 19,
-  "conv4_3": 21,
-  "conv5_1": 24,
-  "conv5_2": 26,
-  "conv5_3": 28,
-}
+VGG16, VGG16_BN = vgg_positions(norm=False), vgg_positions(norm=True)
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+UNREAD = ".num_batches_tracked"  # a counter beside the statistics of each norm
 
 
 def load(path: str, variables: dict) -> dict:
-  """`variables` with its backbone's values taken from a file of torchvision's classifier (see `files.read`).
+  """`variables` with its backbone's values taken from a file of torchvision's or timm's classifier (`files.read`).
 
-  Every variable of the backbone (below an FPN, of its `bottom_up`) must stand in the file with its shape; what the
-  file holds beyond them (the classifier) is left. Raises WeightsError otherwise.
+  Every variable of the backbone (below an FPN, of its `bottom_up`) must stand in the file with its shape, and the
+  file must hold nothing else in the stages that the backbone has; what it holds beyond them (later stages, the
+  classifier) is left. Raises WeightsError otherwise.
   """
   tensors = files.read(path)
   flat = traverse_util.flatten_dict(variables, sep="/")
@@ -57,11 +60,9 @@ def load(path: str, variables: dict) -> dict:
   if any("/bottom_up/" in name for name in own):
     own = [name for name in own if "/bottom_up/" in name]
   ours = {name: below.sub("", name) for name in own}
-  positions = SQUEEZENET if any(path.startswith("fire2/") for path in ours.values()) else VGG16
+  positions = positions_of(ours.values())
   names = {name: torchvision_name(path, positions) for name, path in ours.items()}
-  missing = sorted(f"{theirs} (for {ours})" for ours, theirs in names.items() if theirs not in tensors)
-  if missing:
-    raise WeightsError(f"{path}: no tensor {listed(missing)}: are these the weights of another architecture?")
+  _check_names(path, names, tensors)
   loaded, unfit = {}, []
   for ours, theirs in names.items():
     value = to_flax(tensors[theirs])
@@ -75,10 +76,41 @@ def load(path: str, variables: dict) -> dict:
   return traverse_util.unflatten_dict(flat | loaded, sep="/")
 
 
+def _check_names(path: str, names: dict[str, str], tensors: Iterable[str]) -> None:
+  """Raises WeightsError unless the file has the tensors of `names` (ours to theirs), and no others among them."""
+  if "conv1.0.weight" in tensors and "conv1.weight" in names.values():
+    raise WeightsError(f"{path}: conv1.0.weight: a ResNet with a deep stem (timm's resnet50d and the like), not ours")
+  missing = sorted(f"{theirs} (for {ours})" for ours, theirs in names.items() if theirs not in tensors)
+  if missing and all(".running_" in name for name in missing):
+    raise WeightsError(f"{path}: no batch norm statistics: no tensor {listed(missing)}")
+  if missing:
+    raise WeightsError(f"{path}: no tensor {listed(missing)}: are these the weights of another architecture?")
+  read = set(names.values())
+  stages = {stage_of(name) for name in read}
+  extra = sorted(name for name in tensors if name not in read and stage_of(name) in stages)
+  extra = [name for name in extra if not name.endswith(UNREAD)]
+  if extra:
+    raise WeightsError(f"{path}: the model has no place for {listed(extra)}: is this a deeper network, or another?")
+
+
+def stage_of(name: str) -> str:
+  """What a tensor's name begins with: 'layer1', or the whole module in what torchvision numbers: 'features.3'."""
+  return ".".join(name.split(".")[: 2 if name.startswith("features.") else 1])
+
+
+def positions_of(paths: Iterable[str]) -> dict[str, int]:
+  """The positions of the architecture that has variables of these paths; a ResNet has none."""
+  modules = {path.partition("/")[0] for path in paths}
+  for positions in (SQUEEZENET, VGG16, VGG16_BN):
+    if modules <= positions.keys():
+      return positions
+  return {}
+
+
 def torchvision_name(path: str, positions: dict[str, int]) -> str:
   """torchvision's name of a backbone's variable: 'layer1/block0/bn1/mean' -> 'layer1.0.bn1.running_mean'.
 
-  `positions` are those of the modules that torchvision numbers (SQUEEZENET or VGG16; a ResNet has none of them).
+  `positions` are those of the modules that torchvision numbers (SQUEEZENET, VGG16 or VGG16_BN; a ResNet has none).
   """
   *modules, leaf = path.split("/")
   if modules[0] in positions:
