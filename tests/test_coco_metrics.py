@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import io
+import pathlib
 
 import numpy as np
 import pytest
@@ -12,12 +14,16 @@ from pycocotools import mask as rle
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.evaluation.coco import coco_metrics, truth_dataset
 from rcnn_jax.evaluation.detect import Results
 from rcnn_jax.evaluation.evaluate import measure, tables
 from tests.scenes import CATEGORIES, annotations, entry
 
 BOX, FAR = [10, 10, 50, 40], [60, 60, 90, 90]
+# pycocotools' summaries, in their order.
+DETECTION = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR{most}", "ARs", "ARm", "ARl"]
+KEYPOINTS = ["AP", "AP50", "AP75", "APm", "APl", "AR20", "AR50", "AR75", "ARm", "ARl"]
 
 
 def metrics_of(images, entries, **options):
@@ -107,7 +113,7 @@ def test_the_twelve_numbers_are_those_of_pycocotools(kind, seed):
   images, entries = random_set(seed)
   truth = truth_dataset(images, CATEGORIES)
   numbers = coco_metrics(truth, entries, kind)[0]
-  names = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
+  names = [name.format(most=100) for name in DETECTION]
   ours = [-1 if numbers[f"{kind}/{name}"] is None else numbers[f"{kind}/{name}"] for name in names]
   assert ours == pytest.approx(summary_of_pycocotools(truth, entries, kind), abs=1e-12)
 
@@ -117,8 +123,100 @@ def test_the_ten_keypoint_numbers_are_those_of_pycocotools():
   truth = truth_dataset(images, CATEGORIES)
   numbers = coco_metrics(truth, entries, "keypoints")[0]
   theirs = summary_of_pycocotools(truth, entries, "keypoints")
-  names = {"AP": 0, "AP50": 1, "AP75": 2, "APm": 3, "APl": 4, "AR20": 5, "ARm": 8, "ARl": 9}
+  names = {name: number for number, name in enumerate(KEYPOINTS)}
   assert {n: numbers[f"keypoints/{n}"] for n in names} == pytest.approx({n: theirs[i] for n, i in names.items()})
+
+
+# ---------------------------------------------------------------------------------------------- on COCO's own images
+
+COCO_MINI = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini"
+
+
+@functools.cache
+def coco_mini(kind: str):
+  """(truth, categories, results): each object found some times, moved, now and then as another class."""
+  name = "person_keypoints" if kind == "keypoints" else "instances"
+  source = CocoFolder(str(COCO_MINI / "val2017"), str(COCO_MINI / f"annotations/{name}_val2017.json")).open()
+  draw = np.random.default_rng(0)
+  images = [source.annotations(index) for index in range(len(source))]
+  truth = truth_dataset(images, source.categories)
+  assert any(one["iscrowd"] for one in truth["annotations"])
+  found = []
+  for one in truth["annotations"]:
+    for _ in range(draw.integers(0, 3)):
+      found.append(_moved_object(one, draw, [category.id for category in source.categories]))
+  crowded = [one for one in truth["annotations"] if one["iscrowd"]]
+  for one in 30 * crowded[:3]:  # more detections in an image than are counted
+    found.append(_moved_object(one, draw, [one["category_id"]]))
+  return truth, source.categories, found
+
+
+def _moved_object(one: dict, draw, category_ids: list[int]) -> dict:
+  shift = draw.normal(0, 0.06 * np.sqrt(one["area"]), 2).round().astype(int)
+  box = np.array(one["bbox"])
+  box[:2] += shift
+  box[2:] *= draw.uniform(0.8, 1.2, 2)
+  found = {
+    "image_id": one["image_id"],
+    "category_id": int(draw.choice(category_ids)) if draw.random() < 0.1 else one["category_id"],
+    "bbox": box.tolist(),
+    "score": round(draw.random(), 2),
+  }
+  if "segmentation" in one:
+    mask = np.roll(rle.decode(one["segmentation"]), shift[::-1], axis=(0, 1))
+    encoded = rle.encode(np.asfortranarray(mask))
+    found["segmentation"] = {"size": encoded["size"], "counts": encoded["counts"].decode()}
+  if "keypoints" in one:
+    points = np.reshape(one["keypoints"], (-1, 3))
+    found["keypoints"] = (points + draw.normal(0, 0.03 * np.sqrt(one["area"]), points.shape)).reshape(-1).tolist()
+  return found
+
+
+def pycocotools_on(truth, found, kind, max_detections, category=None) -> COCOeval:
+  """An evaluation of all classes or of one, accumulated and summarised."""
+  if kind == "segm":
+    found = [{name: value for name, value in one.items() if name != "bbox"} for one in found]
+  with contextlib.redirect_stdout(io.StringIO()):
+    coco = COCO()
+    coco.dataset = copy.deepcopy(truth)
+    coco.createIndex()
+    evaluation = COCOeval(coco, coco.loadRes(copy.deepcopy(found)), kind)
+    if kind != "keypoints":
+      evaluation.params.maxDets = [1, 10, max_detections]
+    if category is not None:
+      evaluation.params.catIds = [category]
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+  return evaluation
+
+
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="COCO's images (../shared/data/coco_mini) are not here")
+@pytest.mark.parametrize(
+  "kind, most, names",
+  [
+    ("bbox", 100, DETECTION),
+    ("bbox", 200, DETECTION),
+    ("segm", 100, DETECTION),
+    ("segm", 200, DETECTION),
+    ("keypoints", 20, KEYPOINTS),
+  ],
+)
+def test_every_number_on_coco_s_images_is_that_of_pycocotools_to_the_last_digit(kind, most, names):
+  truth, categories, found = coco_mini("keypoints" if kind == "keypoints" else "instances")
+  numbers = coco_metrics(truth, found, kind, most)[0]
+  theirs = pycocotools_on(truth, found, kind, most)
+  expected = dict(zip([f"{kind}/{name.format(most=most)}" for name in names], theirs.stats, strict=True))
+  if most == 200:  # summarize() asks for 100 in its first line, whatever is counted, and finds nothing
+    assert theirs.stats[0] == -1
+    precision = theirs.eval["precision"][..., 0, -1]
+    expected[f"{kind}/AP"] = np.mean(precision[precision > -1])
+  assert 0.2 < expected[f"{kind}/AP"] < 0.9
+  for category in categories:
+    alone = pycocotools_on(truth, found, kind, most, category.id).eval["precision"][..., 0, -1]
+    alone = alone[alone > -1]
+    expected[f"{kind}/AP/{category.name}"] = np.mean(alone) if alone.size else -1
+  assert {name: -1 if value is None else value for name, value in numbers.items()} == expected
 
 
 def test_joints_that_are_not_coco_s_are_measured_too():

@@ -142,6 +142,8 @@ def _summary(evaluation: COCOeval, kind: str, names: Sequence[str]) -> dict[str,
   metrics |= {f"AP{letter}": precision[..., n] for letter, n in areas}
   metrics |= {f"AR{count}": recall[..., 0, n] for n, count in enumerate(params.maxDets)}
   metrics |= {f"AR{letter}": recall[..., n, -1] for letter, n in areas}
+  if kind == "keypoints":  # which alone have these in COCO's summary
+    metrics |= {"AR50": recall[half, :, 0, -1], "AR75": recall[three_quarters, :, 0, -1]}
   metrics |= {f"AP/{name}": precision[:, :, k, 0] for k, name in enumerate(names)}
   return {f"{kind}/{name}": _mean(values) for name, values in metrics.items()}
 
