@@ -32,6 +32,7 @@ from rcnn_jax.training import step as steps
 from rcnn_jax.types import Batch
 
 FLAGS = flags.FLAGS
+NUM_KEYPOINTS = 17  # COCO's, where the experiment leaves them to its data
 
 
 class BenchmarkError(RuntimeError):
@@ -111,10 +112,10 @@ def prepare_detect(experiment: Experiment, batch: Batch) -> tuple[Callable[[], f
 
 
 def prepared_model(experiment: Experiment):
-  """The experiment's model with a number of classes, and fresh variables of it."""
+  """The experiment's model with a number of classes (and of joints), and fresh variables of it."""
   model = experiment.model
-  if model.num_classes is None:
-    model = model.clone(num_classes=FLAGS.num_classes)
+  joints = model.num_keypoints or NUM_KEYPOINTS
+  model = model.clone(num_classes=model.num_classes or FLAGS.num_classes, num_keypoints=joints)
   return model, init_variables(model, jax.random.key(0), experiment.data.canvases[0])
 
 
@@ -134,7 +135,7 @@ def compile_timed(function, *inputs) -> tuple[Callable, dict]:
 def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
   """Images of noise that fill the experiment's first canvas, with random boxes of 1/12 to 1/3 of its shorter side.
 
-  Where the experiment loads masks, each is its whole box: what stands in them changes no time.
+  Where the experiment loads masks, each is its whole box, and joints lie anywhere: what they hold changes no time.
   """
   rng = np.random.default_rng(0)
   canvas, count = experiment.data.canvases[0], FLAGS.num_objects
@@ -144,11 +145,14 @@ def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
   corner = rng.uniform(0, 1, (batch_size, count, 2)) * (np.array(canvas[::-1]) - sides)
   classes = rng.integers(1, (experiment.model.num_classes or FLAGS.num_classes) + 1, (batch_size, count))
   masks = np.ones((batch_size, count, MASK_SIDE, MASK_SIDE), np.uint8) if experiment.data.load_masks else None
+  joints = (batch_size, count, experiment.model.num_keypoints or NUM_KEYPOINTS, 3)
+  keypoints = rng.uniform(1, side, joints).astype(np.float32) if experiment.data.load_keypoints else None
   truth = blank.truth.replace(
     boxes=np.concatenate([corner, corner + sides], -1).astype(np.float32),
     classes=classes.astype(np.int32),
     valid=np.ones((batch_size, count), bool),
     masks=masks,
+    keypoints=keypoints,
   )
   pixels = rng.integers(0, 256, blank.image.shape, dtype=np.uint8).astype(experiment.data.resize.pixels)
   return blank.replace(image=pixels, truth=truth)

@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
   experiment = run.experiment
   source = experiment.data.eval.open()
   evaluate.check_categories(run.categories, source.categories)
-  model = experiment.model.clone(num_classes=len(run.categories))
+  model = experiment.model.met_with(run.categories, run.keypoints)
   outdir = pathlib.Path(FLAGS.outdir or pathlib.Path(FLAGS.workdir, "eval", str(run.step)))
   evaluate.evaluate(
     model,

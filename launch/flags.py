@@ -60,7 +60,7 @@ def chosen_run() -> Any:
     experiments.load(FLAGS.experiment)  # whoever names the file lets it run: its classes are known from here on
   run = checkpoint.load_run(FLAGS.workdir, FLAGS.checkpoint)
   experiment = run.experiment.set(FLAGS.set)
-  model = experiment.model.clone(num_classes=len(run.categories))
+  model = experiment.model.met_with(run.categories, run.keypoints)
   canvas = experiment.data.canvases[0]
   asked_for = jax.eval_shape(lambda: detector.init_variables(model, jax.random.key(0), canvas))
   checkpoint.take_params(asked_for, run.variables)

@@ -54,7 +54,7 @@ def import_run(experiment: Experiment, weights: str, workdir: pathlib.Path, skip
   tensors = files.read(weights)
   try:
     categories, keypoints, origin = classes(experiment, torchvision.LIBRARY.num_classes(tensors))
-    variables = imported(experiment, len(categories), tensors, skip)
+    variables = imported(experiment, experiment.model.met_with(categories, keypoints), tensors, skip)
   except WeightsError as error:
     raise WeightsError(f"{weights}: {error}") from error
   write(workdir, experiment, categories, keypoints, variables)
@@ -77,9 +77,8 @@ def classes(experiment: Experiment, num_labels: int) -> tuple[tuple[Any, ...], A
     return labels.categories(number), None, "the source's own labels (no data at hand)"
 
 
-def imported(experiment: Experiment, num_classes: int, tensors: dict, skip: str | None) -> dict:
-  """The variables of the experiment's model with the values of the tensors; raises WeightsError for a misfit."""
-  model = experiment.model.clone(num_classes=num_classes)
+def imported(experiment: Experiment, model: detector.Detector, tensors: dict, skip: str | None) -> dict:
+  """The variables of the model with the values of the tensors; raises WeightsError for a misfit."""
   fresh = lambda: detector.init_variables(model, jax.random.key(experiment.seed), experiment.data.canvases[0])
   try:
     return torchvision.load(tensors, fresh() if skip else jax.eval_shape(fresh), model, skip)

@@ -62,7 +62,7 @@ def predict(
   Returns:
     The files that could not be read; each has been named in a warning on stderr.
   """
-  model = run.experiment.model.clone(num_classes=len(run.categories))
+  model = run.experiment.model.met_with(run.categories, run.keypoints)
   sizes: dict[int, tuple[int, int]] = {}
   batches = _batches(files, run.experiment.data, sizes)
   results = detect.detect(model, run.variables, batches, sizes, [c.id for c in run.categories])

@@ -48,6 +48,8 @@ def build(request: dict) -> FasterRCNN:
   rpn, box, sampler, pool, trunk = (model[name] for name in ("proposer", "box", "sampler", "pool", "trunk"))
   if (kind(rpn), kind(trunk), kind(pool)) != ("Rpn", "FcTrunk", "RoiAlign"):
     raise ValueError("only Rpn, RoiAlign and FcTrunk have a counterpart in torchvision's FasterRCNN")
+  if model["mask"] or model["keypoint"]:
+    raise ValueError("heads of masks and keypoints are not known here")
   backbone, levels = backbone_of(model["backbone"])
   ratios = (tuple(rpn["anchor_ratios"]),) * len(rpn["anchor_sizes"])
   width = trunk["widths"][-1]

@@ -64,7 +64,7 @@ def train(
   source, eval_source = experiment.data.train.open(), experiment.data.eval.open()
   check_categories(source.categories, eval_source.categories)
   checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints)
-  model = experiment.model.clone(num_classes=len(source.categories))
+  model = experiment.model.met_with(source.categories, source.keypoints)
   latest = checkpoint.latest_step(workdir)
   if latest is not None:  # step 0 is what import_weights wrote: to be trained from, where later steps are resumed
     init_from = f"{workdir}@0" if latest == 0 else None

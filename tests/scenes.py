@@ -136,8 +136,8 @@ class ColourFinder:
   keypoints: bool = False
   blind: bool = False  # finds nothing
 
-  def clone(self, num_classes):
-    assert num_classes == len(CATEGORIES)
+  def met_with(self, categories, keypoints):
+    assert len(categories) == len(CATEGORIES)
     return self
 
   def apply(self, variables, batch, method):

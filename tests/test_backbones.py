@@ -142,12 +142,15 @@ def test_a_1x1_convolution_is_the_convolution_that_it_replaces():
   np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
 
 
-def test_a_deconvolution_is_the_transposed_convolution_that_it_replaces():
+@pytest.mark.parametrize("size", [2, 4, 6])
+def test_a_deconvolution_is_the_transposed_convolution_that_it_replaces(size):
   x = np.random.default_rng(2).normal(size=(2, 3, 5, 4)).astype(np.float32)
-  layer = Deconv(6)
+  layer = Deconv(6, kernel_size=size)
   variables = layer.init(KEY, x)
   kernel = variables["params"]["kernel"][::-1, ::-1]  # conv_transpose takes it as a correlation's
   expected = jax.lax.conv_transpose(x, kernel, (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+  margin = size // 2 - 1  # PyTorch's padding
+  expected = expected[:, margin : margin + 6, margin : margin + 10]
   np.testing.assert_allclose(layer.apply(variables, x), expected, rtol=1e-5, atol=1e-6)
 
 

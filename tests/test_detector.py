@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcnn_jax.data.source import KeypointNames
 from rcnn_jax.models.detector import Detector, RoiSampler, init_variables, trainable
-from rcnn_jax.models.heads import BoxHead, ConvTrunk, MaskHead
+from rcnn_jax.models.heads import BoxHead, ConvTrunk, KeypointHead, MaskHead
 from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool
 from rcnn_jax.models.proposers import External
 from rcnn_jax.ops import boxes as box_ops
@@ -267,3 +268,70 @@ def test_the_mask_loss_is_the_mean_over_the_foregrounds_own_channel():
   sides = jnp.where(jnp.arange(8) < 4, 50.0, -50.0)
   logits = logits.at[0, 0, :, :, 1].set(50.0).at[0, 1, :, :, 1].set(sides)
   assert MASK_HEAD.losses(logits, samples, truth)["roi_mask"] == pytest.approx(0, abs=1e-6)
+
+
+KEYPOINT_HEAD = KeypointHead(pool=RoiAlign(output_size=3), num_convs=1, channels=8)
+
+
+def with_keypoints(batch, fill=0.0):
+  """The batch with two joints in each valid object, one of them not labelled, and `fill` in the other rows."""
+  boxes = batch.truth.boxes
+  keypoints = np.full((*batch.truth.valid.shape, 2, 3), fill, np.float32)
+  centres = (boxes[..., :2] + boxes[..., 2:]) / 2
+  joints = np.stack(
+    [np.concatenate([centres, np.full((*centres.shape[:2], 1), 2)], -1), np.zeros((*boxes.shape[:2], 3))], 2
+  )
+  keypoints[batch.truth.valid] = joints[batch.truth.valid]
+  return batch.replace(truth=batch.truth.replace(keypoints=keypoints))
+
+
+def test_a_keypoint_head_makes_it_a_keypoint_rcnn():
+  model = small_detector(keypoint=KEYPOINT_HEAD).met_with("ab", KeypointNames(("top", "bottom"), ()))
+  assert model.num_keypoints == 2
+  fresh = init_variables(model, jax.random.key(0), CANVAS)
+  terms = compiled("losses", model)(fresh, with_keypoints(scene_batch(0)), KEY)
+  assert set(terms) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_keypoint"}
+  assert np.isfinite(terms["roi_keypoint"]) and terms["roi_keypoint"] > 0
+  for fill in (np.nan, 7.0):
+    dirty = compiled("losses", model)(fresh, with_garbage(with_keypoints(scene_batch(0), fill)), KEY)
+    assert_same(terms, dirty)
+  nothing = with_keypoints(scene_batch(0, num_objects=0))
+  assert compiled("losses", model)(fresh, nothing, KEY)["roi_keypoint"] == 0
+  batch = scene_batch(0).replace(truth=None)
+  found = jax.tree.map(np.asarray, compiled("detect", model)(fresh, batch))
+  assert found.keypoints.shape == (2, 10, 2, 3)
+  boxes, points = found.boxes[found.valid], found.keypoints[found.valid]
+  assert (points[..., :2] >= boxes[:, None, :2]).all() and (points[..., :2] <= boxes[:, None, 2:]).all()
+  alone = compiled("detect", model)(fresh, jax.tree.map(lambda leaf: np.repeat(leaf[1:], 2, axis=0), batch))
+  np.testing.assert_allclose(alone.keypoints[0], found.keypoints[1], rtol=1e-4, atol=1e-3)
+
+
+def test_what_a_keypoint_head_misses_is_named():
+  model = small_detector(keypoint=KEYPOINT_HEAD)
+  with pytest.raises(ValueError, match="num_keypoints is not set"):
+    init_variables(model.met_with("ab", None), KEY, CANVAS)
+  model = model.clone(num_keypoints=2)
+  assert model.met_with("ab", None).num_keypoints == 2
+  with pytest.raises(ValueError, match="set Data.load_keypoints"):
+    jax.eval_shape(lambda: model.init(KEY, scene_batch(0), KEY, method="losses"))
+
+
+def test_the_keypoint_loss_is_the_mean_over_the_labelled_joints_of_the_foreground():
+  samples = RoiSamples(
+    boxes=jnp.array([[[0, 0, 8, 8], [4, 0, 12, 8], [0, 0, 8, 8]]], jnp.float32),
+    classes=jnp.array([[1, 1, 0]]),
+    matched=jnp.array([[0, 0, 0]]),
+    valid=jnp.array([[True, True, True]]),
+  )
+  joints = jnp.array([[[1, 1, 2], [5, 5, 1], [6, 6, 0]]], jnp.float32)  # the last one is not labelled
+  truth = truth_of([[0, 0, 8, 8]], [1]).replace(keypoints=joints)
+  truth = jax.tree.map(lambda leaf: jnp.asarray(leaf)[None], truth)
+  logits = jnp.zeros((1, 3, 4, 4, 3))
+  # Three joints count: both of the first RoI, and the second one in the second RoI, from which the first is outside.
+  assert KEYPOINT_HEAD.losses(logits, samples, truth)["roi_keypoint"] == pytest.approx(np.log(16))
+  sure = logits.at[0, 0, 0, 0, 0].set(50).at[0, 0, 2, 2, 1].set(50)
+  assert KEYPOINT_HEAD.losses(sure, samples, truth)["roi_keypoint"] == pytest.approx(np.log(16) / 3)
+  sure = sure.at[0, 1, 2, 0, 1].set(50)
+  assert KEYPOINT_HEAD.losses(sure, samples, truth)["roi_keypoint"] == pytest.approx(0, abs=1e-6)
+  of_all = KEYPOINT_HEAD.clone(normalise_by_visible=False)
+  assert of_all.losses(logits, samples, truth)["roi_keypoint"] == pytest.approx(3 * np.log(16) / 9)

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from rcnn_jax import types
-from rcnn_jax.ops import assign, boxes, losses, masks, nms, pooling
+from rcnn_jax.ops import assign, boxes, keypoints, losses, masks, nms, pooling
 
 N, M, VALID_N, VALID_M = 14, 5, 9, 3
 HEIGHT, WIDTH = 48, 64
@@ -58,6 +58,10 @@ def scene(seed):
     "truth_classes": rng.integers(1, 4, M).astype(np.int32),
     "truth_valid": np.arange(M) < VALID_M,
     "masks": rng.integers(0, 2, (M, 8, 8)).astype(np.uint8),
+    "keypoints": np.concatenate([rng.uniform(0, 48, (M, 2, 2)), rng.integers(0, 3, (M, 2, 1))], -1).astype(
+      np.float32
+    ),
+    "heat_maps": rng.normal(size=(N, 8, 8, 2)).astype(np.float32),
     "features": rng.normal(size=(HEIGHT // 4, WIDTH // 4, 2)).astype(np.float32),
     "coarse": rng.normal(size=(HEIGHT // 8, WIDTH // 8, 2)).astype(np.float32),
     "seed": np.uint32(seed),
@@ -67,7 +71,8 @@ def scene(seed):
 def spoiled(scene, garbage):
   """The scene with garbage in every row that is not valid."""
   out = dict(scene)
-  for name in ("boxes", "scores", "logits", "labels", "classes", "truth_boxes", "truth_classes", "masks"):
+  of_proposals = ("boxes", "scores", "logits", "labels", "classes", "heat_maps")
+  for name in (*of_proposals, "truth_boxes", "truth_classes", "masks", "keypoints"):
     values = scene[name].copy()
     first = VALID_M if len(values) == M else VALID_N
     if values.dtype == np.float32:
@@ -156,6 +161,10 @@ LAWS = {
   ),
   "level_of": Law(lambda s: (pooling.level_of(s["boxes"], min_level=2, max_level=5),), ("N",)),
   "crop_targets": Law(mask_law, ("N",)),
+  "keypoints.encode": Law(
+    lambda s: keypoints.encode(s["keypoints"][matched(s).matched], s["boxes"], size=8), ("N", "N")
+  ),
+  "keypoints.decode": Law(lambda s: (keypoints.decode(s["heat_maps"], s["boxes"]),), ("N",)),
   "softmax_cross_entropy": Law(
     lambda s: (losses.softmax_cross_entropy(s["logits"], s["classes"], s["valid"]),), ("",), "logits"
   ),

@@ -44,6 +44,10 @@ class Classifier(nn.Module):
     if self.norm:
       self.normalise = nn.BatchNorm(momentum=0.5, use_bias=False, use_scale=False)
 
+  @nn.nowrap
+  def met_with(self, categories, keypoints):
+    return self.clone(num_classes=len(categories))
+
   def losses(self, batch, key):
     features = self.backbone(batch.image.astype(jnp.float32) / 255)
     if self.norm:
@@ -140,7 +144,7 @@ def experiment(stages: tuple | None = None, **changes) -> Experiment:
 
 
 def model_of(exp: Experiment) -> Classifier:
-  return exp.model.clone(num_classes=len(CATEGORIES))
+  return exp.model.met_with(CATEGORIES, None)
 
 
 def variables_of(exp: Experiment) -> dict:

@@ -6,7 +6,9 @@ what follows is the order in which the papers apply them. `losses` and `detect` 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -59,9 +61,21 @@ class Detector(nn.Module):
   trunk: nn.Module
   box: nn.Module
   mask: nn.Module | None = None
+  keypoint: nn.Module | None = None
   sampler: RoiSampler = RoiSampler()
   num_classes: int | None = None  # K, without the background; filled in from the data
+  num_keypoints: int | None = None  # J, of a keypoint head; filled in from the data
   dtype: str = "float32"  # what convolutions and matrix products compute in: 'float32' or 'bfloat16'
+
+  @nn.nowrap
+  def met_with(self, categories: Sequence[Any], keypoints: Any | None) -> Detector:
+    """The detector of some data: what they alone know is filled in.
+
+    categories: one for each class; keypoints: the data's KeypointNames, without which `num_keypoints` stays as it is.
+    """
+    if self.keypoint is None or keypoints is None:
+      return self.clone(num_classes=len(categories))
+    return self.clone(num_classes=len(categories), num_keypoints=len(keypoints.names))
 
   def losses(self, batch: Batch, key: Array) -> dict[str, Array]:
     """The loss terms of a batch, f32[] each; their sum is what training minimises."""
@@ -72,12 +86,14 @@ class Detector(nn.Module):
     samples = jax.lax.stop_gradient(jax.vmap(self.sampler)(proposals, batch.truth, keys))
     outputs = self.classify(features, samples.boxes, random.named(key, "dropout"), samples.valid)
     terms |= self.box.losses(*outputs, samples, batch.truth)
+    # Masks and keypoints are learnt from foreground alone, which stands in the first rows.
+    num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
+    foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
     if self.mask is not None:
-      # Masks are learnt from foreground alone, which stands in the first rows.
-      num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
-      foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
       logits = self.segment(features, foreground.boxes, foreground.valid & (foreground.classes > 0))
       terms |= self.mask.losses(logits, foreground, batch.truth)
+    if self.keypoint is not None:
+      terms |= self.keypoint.losses(self.locate(features, foreground.boxes), foreground, batch.truth)
     return terms
 
   def detect(self, batch: Batch) -> Detections:
@@ -88,6 +104,8 @@ class Detector(nn.Module):
     found = self.box.detections(*outputs, proposals, batch)
     if self.mask is not None:
       found = found.replace(masks=self.mask.probabilities(self.segment(features, found.boxes), found.classes))
+    if self.keypoint is not None:
+      found = found.replace(keypoints=self.keypoint.keypoints(self.locate(features, found.boxes), found.boxes))
     return found
 
   def classify(
@@ -98,7 +116,7 @@ class Detector(nn.Module):
     valid: bool[B, R], the RoIs that batch norm takes its statistics from.
     """
     if self.num_classes is None:
-      raise ValueError("Detector.num_classes is not set: it comes with the data (model.clone(num_classes=K))")
+      raise ValueError("Detector.num_classes is not set: it comes with the data (Detector.met_with)")
     pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
     logits, deltas = self.box(self.trunk(pooled, key, valid.reshape(-1)), self.num_classes)
     return tuple(x.reshape(*rois.shape[:2], *x.shape[1:]) for x in (logits, deltas))
@@ -107,6 +125,13 @@ class Detector(nn.Module):
     """rois f32[B, R, 4] -> mask_logits f32[B, R, 2P, 2P, K or 1]; `learnt` bool[B, R] in training alone."""
     pooled = pool_batch(self.mask.pool, features, rois, self.backbone.strides)
     logits = self.mask(pooled, self.num_classes, None if learnt is None else learnt.reshape(-1))
+    return logits.reshape(*rois.shape[:2], *logits.shape[1:])
+
+  def locate(self, features: tuple[Array, ...], rois: Array) -> Array:
+    """rois f32[B, R, 4] -> keypoint_logits f32[B, R, 4P, 4P, J]."""
+    if self.num_keypoints is None:
+      raise ValueError("Detector.num_keypoints is not set: it comes with data that name their keypoints")
+    logits = self.keypoint(pool_batch(self.keypoint.pool, features, rois, self.backbone.strides), self.num_keypoints)
     return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
   def normalise(self, batch: Batch) -> Array:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from rcnn_jax.models.backbones.resnet import Stage
 from rcnn_jax.models.layers import Conv, Deconv, norm
 from rcnn_jax.models.pooling import RoiAlign
-from rcnn_jax.ops import boxes, losses, masks, nms
+from rcnn_jax.ops import boxes, keypoints, losses, masks, nms
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
 xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -203,3 +203,47 @@ class MaskHead(nn.Module):
     """mask_logits f32[R, 2P, 2P, K], classes i32[R] -> f32[R, 2P, 2P], each RoI's mask for its own class."""
     channel = jnp.zeros_like(classes) if self.class_agnostic else jnp.maximum(classes - 1, 0)
     return jnp.take_along_axis(mask_logits, channel[:, None, None, None], axis=-1)[..., 0]
+
+
+class KeypointHead(nn.Module):
+  """A fully convolutional network that predicts a heat map for each joint (Mask R-CNN, section 5)."""
+
+  pool: RoiAlign = RoiAlign(output_size=14)
+  num_convs: int = 8
+  channels: int = 512
+  # Detectron2's NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS; without it, by all joints that the sampler may draw.
+  normalise_by_visible: bool = True
+
+  @nn.compact
+  def __call__(self, rois: Array, num_keypoints: int) -> Array:
+    """rois: f[R, P, P, C] -> keypoint_logits f32[R, 4P, 4P, J]."""
+    x = rois
+    for i in range(1, self.num_convs + 1):
+      x = nn.relu(Conv(self.channels, kernel_size=3, name=f"conv{i}")(x))
+    he_of_inputs = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+    x = Deconv(num_keypoints, kernel_size=4, kernel_init=he_of_inputs, name="deconv")(x).astype(jnp.float32)
+    return jax.image.resize(x, (len(x), 2 * x.shape[1], 2 * x.shape[2], num_keypoints), "bilinear")
+
+  def losses(self, keypoint_logits: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
+    """Softmax cross-entropy over the cells, the mean over the foreground's joints that are labelled and in the RoI.
+
+    keypoint_logits: f32[B, S, Q, Q, J]; samples, truth: batched. Raises ValueError where the truth has no keypoints.
+    """
+    if truth.keypoints is None:
+      raise ValueError("the model has a keypoint head, but the batch has no keypoints: set Data.load_keypoints")
+    batch_size, num_rois, size, _, num_joints = keypoint_logits.shape
+
+    def image(logits, samples, truth):
+      cells, visible = keypoints.encode(truth.keypoints[samples.matched], samples.boxes, size=size)
+      visible &= (samples.valid & (samples.classes > 0))[:, None]
+      of_joint = jnp.moveaxis(logits, -1, 1).reshape(-1, size**2)
+      loss = losses.softmax_cross_entropy(of_joint, cells.reshape(-1), visible.reshape(-1))
+      return loss, jnp.sum(visible)
+
+    loss, num_visible = jax.tree.map(jnp.sum, jax.vmap(image)(keypoint_logits, samples, truth))
+    count = num_visible if self.normalise_by_visible else batch_size * num_rois * num_joints
+    return {"roi_keypoint": losses.divide(loss, count)}
+
+  def keypoints(self, keypoint_logits: Array, boxes: Array) -> Array:
+    """keypoint_logits f32[B, D, Q, Q, J], boxes f32[B, D, 4] -> f32[B, D, J, 3]: x, y in canvas pixels, score."""
+    return jax.vmap(keypoints.decode)(keypoint_logits, boxes)

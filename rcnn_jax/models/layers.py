@@ -54,19 +54,37 @@ class Conv(nn.Module):
 
 
 class Deconv(nn.Module):
-  """A 2×2 transposed convolution of stride 2: its windows do not overlap, so it is a matrix product a cell."""
+  """A transposed convolution of stride 2 that doubles the size: a matrix product a cell, whose windows are added up.
+
+  The kernel's size is even; what reaches beyond the doubled size is cut off (PyTorch's padding of size / 2 - 1).
+  """
 
   features: int
+  kernel_size: int = 2
   kernel_init: Callable = he_normal
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x: f[B, H, W, C] -> f[B, 2H, 2W, features]."""
-    batch, height, width, channels = x.shape
-    kernel = self.param("kernel", self.kernel_init, (2, 2, channels, self.features)).astype(x.dtype)
+    size = self.kernel_size
+    kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features)).astype(x.dtype)
     bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-    y = jnp.einsum("bhwc,ijcf->bhiwjf", x, kernel) + bias
-    return y.reshape(batch, 2 * height, 2 * width, self.features)
+    windows = jnp.einsum("bhwc,ijcf->bhiwjf", x, kernel)
+    return _add_windows(_add_windows(windows, 1), 2) + bias
+
+
+def _add_windows(windows: Array, axis: int) -> Array:
+  """[..., N, size, ...] at `axis` -> [..., 2N, ...]: each window begins two elements after the one before."""
+  length, size = windows.shape[axis : axis + 2]
+  margin = size // 2 - 1
+  shape = (*windows.shape[:axis], 2 * length, *windows.shape[axis + 2 :])
+  total = jnp.zeros(shape, windows.dtype)
+  for start in range(0, size, 2):
+    piece = jax.lax.slice_in_dim(windows, start, start + 2, axis=axis + 1).reshape(shape)
+    shift = [(0, 0, 0)] * piece.ndim
+    shift[axis] = (start - margin, margin - start, 0)
+    total += jax.lax.pad(piece, jnp.zeros((), piece.dtype), shift)
+  return total
 
 
 def max_pool(x: Array, window: int, stride: int, padding: int = 0, ceil_mode: bool = False) -> Array:

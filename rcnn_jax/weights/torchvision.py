@@ -31,10 +31,12 @@ MODULES = (
   (r"mask/bn(\d+)", lambda match: f"roi_heads.mask_head.{int(match[1]) - 1}.1"),
   (r"mask/deconv", "roi_heads.mask_predictor.conv5_mask"),
   (r"mask/masks", "roi_heads.mask_predictor.mask_fcn_logits"),
+  (r"keypoint/conv(\d+)", lambda match: f"roi_heads.keypoint_head.{2 * (int(match[1]) - 1)}"),
+  (r"keypoint/deconv", "roi_heads.keypoint_predictor.kps_score_lowres"),
 )
 LAYOUTS = (
   (r"trunk/fc[16]/kernel", FIRST_OF_ROI),
-  (r"mask/deconv/kernel", DECONVOLUTION),
+  (r"(mask|keypoint)/deconv/kernel", DECONVOLUTION),
   (r"box/deltas/.*", unused_rows(4)),
   (r"mask/masks/.*", unused_rows(1)),
 )
