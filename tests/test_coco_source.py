@@ -92,6 +92,33 @@ def test_keypoints_and_their_mirror_pairs(tmp_path):
   assert not keypoints[1:].any()  # objects without joints
 
 
+def test_the_run_lengths_of_any_mask_are_legible_and_those_of_none_that_is_cut_short(tmp_path):
+  data, rng = contents(), np.random.default_rng(0)
+  one = data["annotations"].pop()
+  data["annotations"] = []
+  for number in range(60):
+    # Runs from one pixel to hundreds: lengths of one to three characters, and differences of either sign.
+    mask = np.kron(rng.random((40 // 8, 60 // 4)) < rng.random(), np.ones((8, 4))) * (rng.random((40, 60)) < 0.98)
+    encoded = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    segmentation = {"size": [40, 60], "counts": encoded["counts"].decode()}
+    data["annotations"].append(one | {"id": number + 1, "segmentation": segmentation})
+  assert write(tmp_path, data).open().faults == ()
+  for entry in data["annotations"]:
+    entry["segmentation"]["counts"] = entry["segmentation"]["counts"][:-1]
+  cut = write(tmp_path, data).open(strict=False)
+  assert [fault.item for fault in cut.faults] == [f"annotation {number + 1}" for number in range(60)]
+  assert len(cut.annotations(0).boxes) == 0
+
+
+def named_joints(data, joints):
+  data["categories"][0]["keypoints"] = ["nose", "left_eye", "right_eye"]
+  data["annotations"][1]["keypoints"] = joints
+
+
+CORRUPT = "a.png: annotation 2: the mask's run lengths are corrupt: they do not sum to the image's 2400 pixels"
+JOINTS = "a.png: annotation 2: keypoints are not 9 numbers, three for each of 3 joints"
+
+
 def change(**values):
   return lambda data: data["annotations"][1].update(values)
 
@@ -103,6 +130,13 @@ def change(**values):
     (change(image_id=99), "annotation 2: belongs to image 99, which is not in the table of images"),
     (change(bbox=[1, 2, 3]), r"a.png: annotation 2: bbox \[1, 2, 3\] is not four numbers"),
     (change(segmentation={"size": [9, 9], "counts": [81]}), r"a.png: annotation 2: the mask is \[9, 9\]"),
+    (change(segmentation={"size": [40, 60], "counts": "no run lengths"}), CORRUPT),
+    (change(segmentation={"size": [40, 60], "counts": [2000, 401]}), CORRUPT),
+    (change(segmentation={"size": [40, 60], "counts": [2500, -100]}), CORRUPT),
+    (change(segmentation={"size": [40, 60]}), CORRUPT),
+    (lambda data: named_joints(data, [1, 2, 2] * 2), JOINTS),
+    (lambda data: named_joints(data, [1, 2, 2] * 2 + [1, 2, None]), JOINTS),
+    (lambda data: named_joints(data, "nose"), JOINTS),
     (change(id=1), "annotation 1: 2 annotations have this id"),
     (lambda data: data["images"][1].update(id=10), "image 10: 2 images have this id"),
     (lambda data: data["images"][1].update(id="x"), "b.png: image id 'x' is no whole number"),

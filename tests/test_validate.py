@@ -59,12 +59,18 @@ def test_every_fault_of_a_coco_folder(tmp_path):
   data["annotations"][1].update(category_id=1)
   data["annotations"][2].update(segmentation=[])
   data["annotations"].append({"id": 3, "image_id": 4, "category_id": 7, "bbox": [1, 1, 1, 1]})
+  data["categories"][0]["keypoints"] = ["nose"]
+  in_b = {"image_id": 3, "category_id": 90, "bbox": [1, 1, 9, 9]}
+  data["annotations"].append({**in_b, "id": 4, "keypoints": [3, 4]})
+  data["annotations"].append({**in_b, "id": 5, "segmentation": {"size": [40, 60], "counts": [2399]}})
   spec = write(tmp_path, data)
   (tmp_path / "images/b.png").write_bytes((tmp_path / "images/a.png").read_bytes()[:60])
   assert [line.replace(f"{tmp_path}/", "") for line in validate.faults(spec)] == [
     "instances.json: annotation 3: 2 annotations have this id",
     "a.png: annotation 2: category id 1 is not in the table of categories",
     "instances.json: annotation 3: belongs to image 4, which is not in the table of images",
+    "b.png: annotation 4: keypoints are not 3 numbers, three for each of 1 joints",
+    "b.png: annotation 5: the mask's run lengths are corrupt: they do not sum to the image's 2400 pixels",
     "a.png: object 1: degenerate box [10, 5, 10, 15]: width 0, height 10",
     "a.png: object 3: the segmentation is missing or empty",
     "images/b.png: not an image, or truncated (60 bytes)",

@@ -35,10 +35,10 @@ class CocoFolder:
     contents = _contents(path)
     categories = sorted(contents["categories"], key=lambda category: category["id"])
     joints = next((category["keypoints"] for category in categories if category.get("keypoints")), None)
+    faults, legible = _examine(contents, path, len(joints or ()))
     of_image = collections.defaultdict(list)
-    for entry in contents["annotations"]:
-      of_image[entry.get("image_id")].append(entry)
-    faults = _faults(contents, path)
+    for entry in legible:
+      of_image[entry["image_id"]].append(entry)
     if strict:
       raise_first(faults + _missing_images(contents, folder))
     return CocoSource(
@@ -53,7 +53,10 @@ class CocoFolder:
 
 @dataclasses.dataclass(frozen=True)
 class CocoSource:
-  """An open COCO folder; `entries` pairs each image's entry with its annotations', as they stand in the file."""
+  """An open COCO folder; `entries` pairs each image's entry with its annotations', as they stand in the file.
+
+  Opened not strict, annotations with a fatal fault are left out.
+  """
 
   categories: tuple[Category, ...]
   keypoints: KeypointNames | None
@@ -70,7 +73,6 @@ class CocoSource:
     image, entries = self.entries[index]
     size = image["height"], image["width"]
     class_of = {category.id: number for number, category in enumerate(self.categories, 1)}
-    entries = [entry for entry in entries if entry.get("category_id") in class_of and _is_box(entry.get("bbox"))]
     boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
     boxes[:, 2:] += boxes[:, :2]
     areas = [entry["area"] if _is_number(entry.get("area")) else math.prod(entry["bbox"][2:]) for entry in entries]
@@ -124,6 +126,10 @@ def _is_polygon(polygon) -> bool:
 
 def _is_box(box) -> bool:
   return isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)
+
+
+def _are_numbers(values, count: int) -> bool:
+  return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
 
 
 def _is_number(value) -> bool:
@@ -181,7 +187,8 @@ def _missing_images(contents: dict, folder: pathlib.Path) -> list[Fault]:
   return [Fault(str(folder / name), "no such image file") for name in missing]
 
 
-def _faults(contents: dict, path: pathlib.Path) -> list[Fault]:
+def _examine(contents: dict, path: pathlib.Path, num_joints: int) -> tuple[list[Fault], list[dict]]:
+  """Every fault of the file, and the annotations that have no fatal one."""
   faults = [Fault(str(path), f"names no {kind}") for kind in ("images", "categories") if not contents[kind]]
   for kind, name in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
     ids = collections.Counter(entry.get("id") for entry in contents[kind])
@@ -193,19 +200,21 @@ def _faults(contents: dict, path: pathlib.Path) -> list[Fault]:
   file_of = {image["id"]: image["file_name"] for image in contents["images"]}
   known = {category["id"] for category in contents["categories"]}
   sizes = {image["id"]: (image["height"], image["width"]) for image in contents["images"]}
+  legible = []
   for entry in contents["annotations"]:
     image_id = entry.get("image_id")
     item = f"annotation {entry.get('id')}"
-    file = file_of.get(image_id, str(path))
     if image_id not in file_of:
-      faults.append(Fault(file, f"belongs to image {image_id}, which is not in the table of images", item))
-    else:
-      problems = _entry_problems(entry, known, sizes[image_id])
-      faults += [Fault(file, problem, item, fatal) for problem, fatal in problems]
-  return faults
+      faults.append(Fault(str(path), f"belongs to image {image_id}, which is not in the table of images", item))
+      continue
+    problems = list(_entry_problems(entry, known, sizes[image_id], num_joints))
+    faults += [Fault(file_of[image_id], problem, item, fatal) for problem, fatal in problems]
+    if not any(fatal for _, fatal in problems):
+      legible.append(entry)
+  return faults, legible
 
 
-def _entry_problems(entry: dict, known: set, size: tuple[int, int]):
+def _entry_problems(entry: dict, known: set, size: tuple[int, int], num_joints: int):
   """Yields (problem, fatal) for one annotation; degenerate boxes and empty masks are told by `object_faults`."""
   if entry.get("category_id") not in known:
     yield f"category id {entry.get('category_id')} is not in the table of categories", True
@@ -216,5 +225,34 @@ def _entry_problems(entry: dict, known: set, size: tuple[int, int]):
   segmentation = entry.get("segmentation")
   if isinstance(segmentation, dict) and tuple(segmentation.get("size", ())) != size:
     yield f"the mask is {segmentation.get('size')}, the image is {list(size)} (height, width)", True
+  elif isinstance(segmentation, dict) and sum(_run_lengths(segmentation.get("counts"))) != math.prod(size):
+    yield f"the mask's run lengths are corrupt: they do not sum to the image's {math.prod(size)} pixels", True
   if isinstance(segmentation, list) and not all(_is_polygon(polygon) for polygon in segmentation):
     yield "a polygon of fewer than three points, or of an odd number of coordinates", False
+  joints = entry.get("keypoints")
+  if num_joints and joints and not _are_numbers(joints, 3 * num_joints):
+    yield f"keypoints are not {3 * num_joints} numbers, three for each of {num_joints} joints", True
+
+
+def _run_lengths(counts: str | list | None) -> list[int]:
+  """The lengths that COCO's `counts` stand for, compressed or not; none where they are no such thing, or break off.
+
+  Compressed, a length is written in characters of five bits from the lowest on, and a sixth where more follow; from
+  the fourth on it is the difference to the length two before. pycocotools trusts what it is given.
+  """
+  if not isinstance(counts, str):
+    sound = isinstance(counts, list) and all(isinstance(length, int) and length >= 0 for length in counts)
+    return counts if sound else []
+  lengths, value, shift = [], 0, 0
+  for character in counts:
+    bits = ord(character) - 48
+    if not 0 <= bits < 64:
+      return []
+    value |= (bits & 31) << shift
+    shift += 5
+    if not bits & 32:
+      value -= (bits & 16) << (shift - 4)  # the highest bit is the sign
+      value += lengths[-2] if len(lengths) > 2 else 0
+      lengths.append(value)
+      value = shift = 0
+  return [] if shift or min(lengths, default=0) < 0 else lengths

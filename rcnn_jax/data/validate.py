@@ -13,8 +13,8 @@ def faults(spec: Any) -> Iterator[str]:
   """Yields every fault of the data set that `spec` names; each image is decoded, which takes its time.
 
   Found are: missing folders, files and splits; annotation files that cannot be parsed; ids that are unknown or
-  stand twice; degenerate boxes; missing, empty and malformed masks; images that are missing, truncated, no images,
-  or of another size than their annotations say.
+  stand twice; degenerate boxes; missing, empty and corrupt masks; too few or too many joints; images that are
+  missing, truncated, no images, or of another size than their annotations say.
   """
   try:
     source = spec.open(strict=False)
