@@ -33,16 +33,8 @@ def main(argv: list[str]) -> None:
   evaluate.check_categories(run.categories, source.categories)
   model = experiment.model.met_with(run.categories, run.keypoints)
   outdir = pathlib.Path(FLAGS.outdir or pathlib.Path(FLAGS.workdir, "eval", str(run.step)))
-  evaluate.evaluate(
-    model,
-    run.variables,
-    experiment.data,
-    source,
-    outdir,
-    mesh=meshes.data_mesh(),
-    pictures=experiment.evaluation.pictures,
-    max_detections=experiment.evaluation.max_detections,
-  )
+  mesh = meshes.data_mesh()
+  evaluate.evaluate(model, run.variables, experiment.data, source, outdir, experiment.evaluation, mesh)
   print(f"step {run.step}; written to {outdir}")
   if not FLAGS.outdir:
     print(f"report: {report.write_report(FLAGS.workdir)}")

@@ -123,16 +123,7 @@ def evaluation(
 
   def measure(variables: dict, step: int) -> dict[str, float | None]:
     outdir = os.path.join(workdir, "eval", str(step))
-    return evaluate(
-      model,
-      variables,
-      experiment.data,
-      source,
-      outdir,
-      mesh=mesh,
-      pictures=experiment.evaluation.pictures,
-      max_detections=experiment.evaluation.max_detections,
-    )
+    return evaluate(model, variables, experiment.data, source, outdir, experiment.evaluation, mesh)
 
   return measure
 

@@ -17,6 +17,7 @@ from rcnn_jax.data.source import Category
 from rcnn_jax.evaluation.detect import EvaluationError, detect, image_entries
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
 from rcnn_jax.evaluation.paste import encode, paste
+from rcnn_jax.experiment import Evaluation
 from rcnn_jax.types import Detections
 from tests import scenes
 
@@ -119,7 +120,9 @@ def test_the_next_batch_is_dispatched_before_the_last_one_is_converted():
 def test_a_whole_evaluation(tmp_path, capsys, batch_size, devices):
   mesh = jax.sharding.Mesh(jax.devices()[:devices], ("data",))
   data = dataclasses.replace(scenes.DATA, batch_size=(1, batch_size))
-  metrics = evaluate(scenes.ColourFinder(masks=True), scenes.VARIABLES, data, SOURCE, tmp_path, mesh=mesh, pictures=3)
+  metrics = evaluate(
+    scenes.ColourFinder(masks=True), scenes.VARIABLES, data, SOURCE, tmp_path, Evaluation(pictures=3), mesh
+  )
   assert [metrics[name] for name in ("bbox/AP", "segm/AP", "voc/mAP_11pt", "voc/mAP_area")] == pytest.approx([1] * 4)
   assert json.loads((tmp_path / "metrics.json").read_text()) == metrics
   by_image = sorted(json.loads((tmp_path / "detections.json").read_text()), key=lambda e: e["image_id"])
@@ -130,9 +133,20 @@ def test_a_whole_evaluation(tmp_path, capsys, batch_size, devices):
 
 def test_an_evaluation_that_finds_nothing(tmp_path):
   blind = scenes.ColourFinder(masks=True, blind=True)
-  metrics = evaluate(blind, scenes.VARIABLES, scenes.DATA, SOURCE, tmp_path, pictures=0)
+  metrics = evaluate(blind, scenes.VARIABLES, scenes.DATA, SOURCE, tmp_path, Evaluation(pictures=0))
   assert [metrics[name] for name in ("bbox/AP", "segm/AP", "voc/mAP_area")] == [0, 0, 0]
   assert json.loads((tmp_path / "detections.json").read_text()) == []
+
+
+def test_pictures_of_an_earlier_evaluation_do_not_stay(tmp_path):
+  whole = lambda count: evaluate(
+    scenes.ColourFinder(), scenes.VARIABLES, scenes.DATA, SOURCE, tmp_path, Evaluation(pictures=count)
+  )
+  drawn = lambda: {path.name for path in (tmp_path / "pictures").iterdir()}
+  whole(5)
+  assert len(drawn()) == 5
+  whole(2)
+  assert drawn() == {"100.png", "104.png"}
 
 
 def found(boxes, **changes):
@@ -171,7 +185,8 @@ class Folders(scenes.Scenes):
 
 def test_pictures_of_images_of_one_name_in_two_folders_are_two(tmp_path, caplog):
   data = dataclasses.replace(scenes.DATA, max_objects=1)  # a limit of training: not one of evaluation
-  metrics = evaluate(scenes.ColourFinder(), scenes.VARIABLES, data, Folders(num_images=3), tmp_path, pictures=2)
+  settings = Evaluation(pictures=2)
+  metrics = evaluate(scenes.ColourFinder(), scenes.VARIABLES, data, Folders(num_images=3), tmp_path, settings)
   assert {p.name for p in (tmp_path / "pictures").iterdir()} == {"day0_cam.1.png", "day2_cam.1.png"}
   assert metrics["bbox/AP"] == 1.0 and not caplog.messages
 

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rcnn_jax.evaluation import coco, detect, draw, voc
+from rcnn_jax.experiment import Evaluation
 
 PICTURE_MIN_SCORE = 0.5
 # What stands in the printed table, in this order; the rest of metrics.json goes unprinted.
@@ -32,13 +33,13 @@ MEANINGS = {
 
 
 def evaluate(
-  model, variables, data, source, outdir, *, mesh=None, pictures: int = 8, max_detections: int = 100
+  model, variables, data, source, outdir, settings: Evaluation = Evaluation(), mesh=None
 ) -> dict[str, float | None]:
   """Evaluates a model on every image of a source, once.
 
   Writes into `outdir`: metrics.json (the returned metrics), detections.json (COCO results entries), curves.json
   (precision at IoU 0.5 over 101 recalls, by kind and class), table.txt (what is printed) and pictures/*.png (ground
-  truth beside detections).
+  truth beside detections). What an earlier evaluation left there is replaced.
 
   Args:
     model: with `apply(variables, batch, method='detect')`.
@@ -46,9 +47,8 @@ def evaluate(
     data: `rcnn_jax.data` Data: canvases, resizing, batch size.
     source: opened data source, with ground truth.
     outdir: made if need be.
+    settings: how many detections are counted, and how many pictures drawn.
     mesh: with an axis 'data' over which each batch is shared out.
-    pictures: how many, evenly spaced over the source.
-    max_detections: counted in each image and class by COCO's metrics.
 
   Returns:
     Flat metrics in 0..1; None where the ground truth has nothing to be found.
@@ -57,19 +57,19 @@ def evaluate(
   results = detect_source(model, variables, data, source, mesh)
   seconds = time.perf_counter() - start
   truth = coco.truth_dataset(_annotations(source, masks="segm" in results.kinds), source.categories)
-  metrics, curves = measure(truth, results, max_detections)
+  metrics, curves = measure(truth, results, settings.max_detections)
   if jax.process_index() > 0:  # one process writes for all
     return metrics
   outdir = pathlib.Path(outdir)
   _write_json(outdir / "metrics.json", metrics)
   _write_json(outdir / "detections.json", results.entries)
   _write_json(outdir / "curves.json", curves)
-  _write_pictures(outdir / "pictures", source, truth, results.entries, pictures)
+  _write_pictures(outdir / "pictures", source, truth, results.entries, settings.pictures)
   print(
     f"{len(source)} images, {len(results.entries)} detections, {seconds:.1f} s "
     f"({len(source) / seconds:.1f} images/s, compilation included)"
   )
-  table = tables(metrics, [c.name for c in source.categories], max_detections)
+  table = tables(metrics, [c.name for c in source.categories], settings.max_detections)
   (outdir / "table.txt").write_text(table + "\n")
   print(table)
   return metrics
@@ -157,6 +157,8 @@ def _write_json(path: pathlib.Path, value: Any) -> None:
 
 def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence[dict], count: int) -> None:
   outdir.mkdir(parents=True, exist_ok=True)
+  for stale in outdir.glob("*.png"):
+    stale.unlink()
   names = {c["id"]: c["name"] for c in truth["categories"]}
   for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)):
     image = truth["images"][index]
