@@ -1,10 +1,10 @@
 """Makes a run directory from the weights of another library's detector: it evaluates, predicts and fine-tunes.
 
-    python -m launch.import_weights --source=torchvision --weights=FILE --experiment=NAME_OR_FILE --workdir=DIR
+    python -m launch.import_weights --weights=FILE --experiment=NAME_OR_FILE --workdir=DIR [--source=detectron2]
 
-FILE is what torch.save wrote (.pth, .pt; PyTorch is not needed, and no code in it is run) or .safetensors. Every
-parameter of either side must have its counterpart of the same shape. The classes are those of the experiment's
-evaluation data where these are at hand, else the file's own labels.
+FILE is what torch.save wrote (.pth, .pt; PyTorch is not needed, and no code in it is run), Detectron2's .pkl, or
+.safetensors. Every parameter of either side must have its counterpart of the same shape. The classes are those of the
+experiment's evaluation data where these are at hand, else the file's own labels.
 """
 
 from __future__ import annotations
@@ -22,17 +22,21 @@ from rcnn_jax.data.errors import DataError
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models import detector
 from rcnn_jax.training import checkpoint
-from rcnn_jax.weights import files, labels, torchvision
+from rcnn_jax.weights import detectron2, files, labels, torchvision
 from rcnn_jax.weights.errors import WeightsError
+from rcnn_jax.weights.library import Library, Tensors
 
 FLAGS = flags.FLAGS
+LIBRARIES = {"torchvision": torchvision.LIBRARY, "detectron2": detectron2.LIBRARY}
 
 
 def define_flags() -> None:
   """Defines the options of this command."""
   launch_flags.define_experiment()
-  flags.DEFINE_enum("source", "torchvision", ["torchvision"], "The library that the detector comes from.")
-  flags.DEFINE_string("weights", None, "The file: .pth, .pt or .safetensors.", required=True)
+  flags.DEFINE_enum(
+    "source", None, list(LIBRARIES), "The detector's library; without it, the names in the file tell."
+  )
+  flags.DEFINE_string("weights", None, "The file: .pth, .pt, .pkl or .safetensors.", required=True)
   flags.DEFINE_string("workdir", None, "The run directory to be made; it must be new or empty.", required=True)
   flags.DEFINE_string("skip", None, "Regular expression of parameters to leave random, e.g. '(box|mask)/.*'.")
 
@@ -40,11 +44,20 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
   """Imports, and says what has become of what."""
   del argv
-  print(import_run(launch_flags.chosen_experiment(), FLAGS.weights, pathlib.Path(FLAGS.workdir), FLAGS.skip))
+  library = LIBRARIES.get(FLAGS.source)
+  print(import_run(launch_flags.chosen_experiment(), FLAGS.weights, pathlib.Path(FLAGS.workdir), FLAGS.skip, library))
 
 
-def import_run(experiment: Experiment, weights: str, workdir: pathlib.Path, skip: str | None = None) -> str:
+def import_run(
+  experiment: Experiment,
+  weights: str,
+  workdir: pathlib.Path,
+  skip: str | None = None,
+  library: Library | None = None,
+) -> str:
   """Makes `workdir` a run of the experiment with the weights of a file; returns a line that says so.
+
+  Where the library is not given, the names in the file tell it.
 
   Raises:
     WeightsError: the file or something in it does not fit, or `workdir` is not empty; nothing has been written.
@@ -53,13 +66,24 @@ def import_run(experiment: Experiment, weights: str, workdir: pathlib.Path, skip
     raise WeightsError(f"{workdir} is there already and not empty")
   tensors = files.read(weights)
   try:
-    categories, keypoints, origin = classes(experiment, torchvision.LIBRARY.num_classes(tensors))
-    variables = imported(experiment, experiment.model.met_with(categories, keypoints), tensors, skip)
+    library = library or library_of(tensors)
+    categories, keypoints, origin = classes(experiment, library.num_classes(tensors))
+    model = experiment.model.met_with(categories, keypoints)
+    variables = imported(experiment, model, tensors, skip, library)
   except WeightsError as error:
     raise WeightsError(f"{weights}: {error}") from error
   write(workdir, experiment, categories, keypoints, variables)
   count = sum(leaf.size for leaf in jax.tree.leaves(variables))
   return f"{count:,} numbers imported into {workdir}; {len(categories)} classes, {origin}"
+
+
+def library_of(tensors: Tensors) -> Library:
+  """The library whose names these are; raises WeightsError where they are nobody's."""
+  for library in LIBRARIES.values():
+    if any(name.startswith(library.mark) for name in tensors):
+      return library
+  marks = " or ".join(f"{library.title}'s ({library.mark}*)" for library in LIBRARIES.values())
+  raise WeightsError(f"no detector of {marks}")
 
 
 def classes(experiment: Experiment, num_labels: int) -> tuple[tuple[Any, ...], Any | None, str]:
@@ -77,11 +101,13 @@ def classes(experiment: Experiment, num_labels: int) -> tuple[tuple[Any, ...], A
     return labels.categories(number), None, "the source's own labels (no data at hand)"
 
 
-def imported(experiment: Experiment, model: detector.Detector, tensors: dict, skip: str | None) -> dict:
+def imported(
+  experiment: Experiment, model: detector.Detector, tensors: Tensors, skip: str | None, library: Library
+) -> dict:
   """The variables of the model with the values of the tensors; raises WeightsError for a misfit."""
   fresh = lambda: detector.init_variables(model, jax.random.key(experiment.seed), experiment.data.canvases[0])
   try:
-    return torchvision.load(tensors, fresh() if skip else jax.eval_shape(fresh), model, skip)
+    return library.load(tensors, fresh() if skip else jax.eval_shape(fresh), model, skip)
   except WeightsError as error:
     hint = " (--skip='(box|mask)/.*' leaves heads of other classes out)"
     raise WeightsError(f"{error}{hint if '_predictor' in str(error) else ''}") from error

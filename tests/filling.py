@@ -49,6 +49,37 @@ EVERY_ANCHOR, EVERY_ROI = 6200, 100
 LOSS_IMAGES = ((96, 112), (80, 128))  # (height, width), padded to 96 x 128
 DETECT_SIDES = (128, 192)  # short and long side of the images detected in
 
+# What is changed in the configurations of Detectron2, by the names of these: small images, few regions.
+DETECTRON2 = {
+  "INPUT.MIN_SIZE_TEST": DETECT_SIDES[0],
+  "INPUT.MAX_SIZE_TEST": DETECT_SIDES[1],
+  "MODEL.RPN.POST_NMS_TOPK_TEST": 40,
+  "MODEL.ROI_HEADS.SCORE_THRESH_TEST": 0.1,
+  "TEST.DETECTIONS_PER_IMAGE": 20,
+}
+DETECTRON2_MASKS = 4  # of each image
+# Its configurations, and the folder in which each of them stands there.
+DETECTRON2_MODELS = {
+  "faster_rcnn_R_50_C4_3x": "COCO-Detection",
+  "faster_rcnn_R_50_DC5_3x": "COCO-Detection",
+  "faster_rcnn_R_50_FPN_3x": "COCO-Detection",
+  "mask_rcnn_R_50_C4_3x": "COCO-InstanceSegmentation",
+  "mask_rcnn_R_50_FPN_3x": "COCO-InstanceSegmentation",
+  "keypoint_rcnn_R_50_FPN_3x": "COCO-Keypoints",
+}
+# Its losses, of a smaller network: every anchor and every proposal is a sample, so that nothing depends on a draw.
+DETECTRON2_LOSSES = {
+  "MODEL.RESNETS.DEPTH": 18,
+  "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
+  "MODEL.ROI_HEADS.NUM_CLASSES": DETECTOR["num_classes"],
+  "MODEL.RPN.PRE_NMS_TOPK_TRAIN": DETECTOR["num_pre_nms"][0],
+  "MODEL.RPN.POST_NMS_TOPK_TRAIN": DETECTOR["num_post_nms"][0],
+  "MODEL.ANCHOR_GENERATOR.SIZES": [[float(side) for side in sides] for sides in DETECTOR["anchor_sizes"]],
+  "MODEL.RPN.BATCH_SIZE_PER_IMAGE": EVERY_ANCHOR,
+  "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": EVERY_ROI,
+  "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5,
+}
+
 
 def uniform(name: str, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> np.ndarray:
   """f32[shape], uniform in [low, high), the same for the same name on every machine."""
@@ -94,7 +125,9 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
     return uniform(name, shape, 0.4, 0.8) if kind == "weight" else uniform(name, shape, -0.1, 0.1)
   limit = math.sqrt(6.0 / math.prod(shape[1:]))  # He's variance
   # Boxes stay near their anchors and proposals, and no class wins everywhere.
-  limit *= {"bbox_pred": 0.1, "cls_score": 0.3}.get(name.split(".")[-2], 1.0)
+  limit *= {"bbox_pred": 0.1, "anchor_deltas": 0.1, "cls_score": 0.3}.get(name.split(".")[-2], 1.0)
+  if name.endswith("stem.conv1.weight"):
+    limit /= 57  # Detectron2's pixels are not divided by their standard deviation
   return uniform(name, shape, -limit, limit)
 
 

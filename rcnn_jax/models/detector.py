@@ -84,13 +84,14 @@ class Detector(nn.Module):
     proposals, terms = self.proposer(features, self.backbone.strides, batch, key)
     keys = random.per_image(random.named(key, "rois"), batch.image_id)
     samples = jax.lax.stop_gradient(jax.vmap(self.sampler)(proposals, batch.truth, keys))
-    outputs = self.classify(features, samples.boxes, random.named(key, "dropout"), samples.valid)
-    terms |= self.box.losses(*outputs, samples, batch.truth)
+    embedded = self.embed(features, samples.boxes, random.named(key, "dropout"), samples.valid)
+    terms |= self.box.losses(*self.classify(embedded), samples, batch.truth)
     # Masks and keypoints are learnt from foreground alone, which stands in the first rows.
     num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
     foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
     if self.mask is not None:
-      logits = self.segment(features, foreground.boxes, foreground.valid & (foreground.classes > 0))
+      learnt = foreground.valid & (foreground.classes > 0)
+      logits = self.segment(features, foreground.boxes, learnt, embedded[:, :num_foreground])
       terms |= self.mask.losses(logits, foreground, batch.truth)
     if self.keypoint is not None:
       terms |= self.keypoint.losses(self.locate(features, foreground.boxes), foreground, batch.truth)
@@ -100,7 +101,7 @@ class Detector(nn.Module):
     """Detections [B, D] by falling score, boxes in canvas pixels."""
     features = self.backbone(self.normalise(batch), False)
     proposals, _ = self.proposer(features, self.backbone.strides, batch, None)
-    outputs = self.classify(features, proposals.boxes, None, proposals.valid)
+    outputs = self.classify(self.embed(features, proposals.boxes, None, proposals.valid))
     found = self.box.detections(*outputs, proposals, batch)
     if self.mask is not None:
       found = found.replace(masks=self.mask.probabilities(self.segment(features, found.boxes), found.classes))
@@ -108,22 +109,34 @@ class Detector(nn.Module):
       found = found.replace(keypoints=self.keypoint.keypoints(self.locate(features, found.boxes), found.boxes))
     return found
 
-  def classify(
-    self, features: tuple[Array, ...], rois: Array, key: Array | None, valid: Array
-  ) -> tuple[Array, Array]:
-    """rois f32[B, R, 4] -> class_logits f32[B, R, K+1] and box_deltas f32[B, R, K or 1, 4]; a key in training alone.
+  def embed(self, features: tuple[Array, ...], rois: Array, key: Array | None, valid: Array) -> Array:
+    """rois f32[B, R, 4] -> what the trunk makes of them, f[B, R, C], or f[B, R, P, P, C] where it keeps the cells.
 
-    valid: bool[B, R], the RoIs that batch norm takes its statistics from.
+    A key in training alone; valid: bool[B, R], the RoIs that batch norm takes its statistics from.
     """
+    pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
+    embedded = self.trunk(pooled, key, valid.reshape(-1))
+    return embedded.reshape(*rois.shape[:2], *embedded.shape[1:])
+
+  def classify(self, embedded: Array) -> tuple[Array, Array]:
+    """f[B, R, ...], the trunk's -> class_logits f32[B, R, K+1] and box_deltas f32[B, R, K or 1, 4]."""
     if self.num_classes is None:
       raise ValueError("Detector.num_classes is not set: it comes with the data (Detector.met_with)")
-    pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
-    logits, deltas = self.box(self.trunk(pooled, key, valid.reshape(-1)), self.num_classes)
-    return tuple(x.reshape(*rois.shape[:2], *x.shape[1:]) for x in (logits, deltas))
+    outputs = self.box(embedded.reshape(-1, *embedded.shape[2:]), self.num_classes)
+    return tuple(x.reshape(*embedded.shape[:2], *x.shape[1:]) for x in outputs)
 
-  def segment(self, features: tuple[Array, ...], rois: Array, learnt: Array | None = None) -> Array:
-    """rois f32[B, R, 4] -> mask_logits f32[B, R, 2P, 2P, K or 1]; `learnt` bool[B, R] in training alone."""
-    pooled = pool_batch(self.mask.pool, features, rois, self.backbone.strides)
+  def segment(
+    self, features: tuple[Array, ...], rois: Array, learnt: Array | None = None, embedded: Array | None = None
+  ) -> Array:
+    """rois f32[B, R, 4] -> mask_logits f32[B, R, 2P, 2P, K or 1]; `learnt` bool[B, R] in training alone.
+
+    A mask head without a pool reads the trunk's features of the RoIs, `embedded` where they are at hand.
+    """
+    if self.mask.pool is not None:
+      pooled = pool_batch(self.mask.pool, features, rois, self.backbone.strides)
+    else:
+      embedded = self.embed(features, rois, None, jnp.ones(rois.shape[:2], bool)) if embedded is None else embedded
+      pooled = embedded.reshape(-1, *embedded.shape[2:])
     logits = self.mask(pooled, self.num_classes, None if learnt is None else learnt.reshape(-1))
     return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 

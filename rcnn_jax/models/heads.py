@@ -67,17 +67,18 @@ def convolution(x: Array, channels: int, index: int, kind: str | None, train: bo
 
 
 class Res5Trunk(nn.Module):
-  """A ResNet's fifth stage over each RoI, then the mean over its cells: the C4 head (ResNet, appendix A)."""
+  """A ResNet's fifth stage over each RoI: the C4 head (ResNet, appendix A), which boxes and masks can share."""
 
   depth: int = 50
   norm: str = "frozen"
   stride: int = 2
+  stride_in_1x1: bool = False
 
   @nn.compact
   def __call__(self, rois: Array, key: Array | None, valid: Array) -> Array:
-    """rois: f[R, P, P, C] -> f[R, C']."""
-    x = Stage(self.depth, 4, self.stride, norm=self.norm, name="layer4")(rois, key is not None, valid)
-    return x.mean(axis=(1, 2))
+    """rois: f[R, P, P, C] -> f[R, P', P', C'], P' = P / stride."""
+    stage = Stage(self.depth, 4, self.stride, norm=self.norm, stride_in_1x1=self.stride_in_1x1, name="layer4")
+    return stage(rois, key is not None, valid)
 
 
 class BoxHead(nn.Module):
@@ -94,7 +95,11 @@ class BoxHead(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, num_classes: int) -> tuple[Array, Array]:
-    """x: f[R, C] -> class_logits f32[R, K+1], box_deltas f32[R, K, 4] (f32[R, 1, 4] where class-agnostic)."""
+    """x: f[R, C] -> class_logits f32[R, K+1], box_deltas f32[R, K, 4] (f32[R, 1, 4] where class-agnostic).
+
+    Of a trunk that keeps the cells of its RoIs, f[R, P, P, C], their mean is taken.
+    """
+    x = x.mean(axis=(1, 2)) if x.ndim == 4 else x
     groups = 1 if self.class_agnostic else num_classes
     logits = nn.Dense(num_classes + 1, dtype=x.dtype, kernel_init=nn.initializers.normal(0.01), name="classes")(x)
     deltas = nn.Dense(4 * groups, dtype=x.dtype, kernel_init=nn.initializers.normal(0.001), name="deltas")(x)
@@ -155,9 +160,12 @@ class BoxHead(nn.Module):
 
 
 class MaskHead(nn.Module):
-  """A small fully convolutional network that predicts a mask for each class (Mask R-CNN, section 3 and figure 4)."""
+  """A small fully convolutional network that predicts a mask for each class (Mask R-CNN, section 3 and figure 4).
 
-  pool: RoiAlign = RoiAlign(output_size=14)
+  Without a `pool` of its own it stands on the trunk's features, as in C4 (figure 4, left).
+  """
+
+  pool: RoiAlign | None = RoiAlign(output_size=14)
   num_convs: int = 4
   channels: int = 256
   class_agnostic: bool = False

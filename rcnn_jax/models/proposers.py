@@ -29,10 +29,12 @@ class Rpn(nn.Module):
 
   Pairs are (train, eval). `anchor_sizes` holds one tuple of sides in canvas pixels for each level, each side at
   every one of `anchor_ratios` (height : width). The counts are an image's; `num_pre_nms` is also a level's.
+  Where not said otherwise, the defaults are torchvision's.
   """
 
   anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
   anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
+  rounded_anchors: bool = True  # to whole pixels; Detectron2: False
   channels: int | None = None  # of the 3×3 convolutions; None: as many as the features have
   num_convs: int = 1
   num_pre_nms: tuple[int, int] = (2000, 1000)
@@ -44,6 +46,8 @@ class Rpn(nn.Module):
   num_samples: int = 256
   foreground_fraction: float = 0.5
   smooth_l1_beta: float = 1 / 9
+  # Whether the losses are divided by `num_samples` an image (Detectron2), or by as many as there were to sample.
+  fixed_normaliser: bool = False
 
   @nn.compact
   def __call__(self, features: tuple[Array, ...], strides: tuple[int, ...], batch: Batch, key: Array | None):
@@ -53,7 +57,7 @@ class Rpn(nn.Module):
       raise ValueError(f"Rpn has anchor sizes for {sizes} level(s), the backbone gives {len(features)}")
     logits, deltas = self.predict(features)
     grids = [
-      anchors.grid(feature.shape[1:3], stride, sizes, self.anchor_ratios)
+      anchors.grid(feature.shape[1:3], stride, sizes, self.anchor_ratios, rounded=self.rounded_anchors)
       for feature, stride, sizes in zip(features, strides, self.anchor_sizes)
     ]
     train = key is not None
@@ -101,7 +105,7 @@ class Rpn(nn.Module):
     return jax.vmap(image)(logits, deltas, batch.image_size, batch.valid)
 
   def losses(self, logits, deltas, grids, batch: Batch, key: Array) -> dict[str, Array]:
-    """Objectness and box regression over the sampled anchors (equation 1), both divided by their number."""
+    """Objectness and box regression over the sampled anchors (equation 1), both divided by one number."""
     grid = jnp.concatenate([jnp.asarray(level) for level in grids])
     logits, deltas = jnp.concatenate(logits, axis=1), jnp.concatenate(deltas, axis=1)
     keys = random.per_image(random.named(key, "rpn"), batch.image_id)
@@ -127,7 +131,7 @@ class Rpn(nn.Module):
       return {
         "objectness": losses.sigmoid_cross_entropy(logits[index], samples.foreground, samples.valid),
         "box": losses.smooth_l1(deltas[index], targets, samples.foreground, beta=self.smooth_l1_beta),
-        "num_samples": jnp.sum(samples.valid),
+        "num_samples": self.num_samples * valid if self.fixed_normaliser else jnp.sum(samples.valid),
       }
 
     sums = jax.tree.map(jnp.sum, jax.vmap(image)(logits, deltas, batch.truth, keys, batch.valid))

@@ -1,6 +1,7 @@
 """The class numbers of published detectors, and COCO read in them.
 
 torchvision's detectors were trained with COCO's category ids as class numbers: 90 classes, of which ten never occur.
+Detectron2's number the 80 that occur, in the order of their ids, as CocoFolder does.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ COCO = (
 
 
 def categories(num_classes: int) -> tuple[Category, ...]:
-  """The classes of a torchvision detector without its data: the ids are its labels, 1..K; 90 have COCO's names."""
-  names = COCO.split(",")
-  if num_classes != len(names):
-    names = [f"label {label}" for label in range(1, num_classes + 1)]
-  return tuple(Category(label, name) for label, name in enumerate(names, start=1))
+  """The classes of an imported detector without its data: the ids are its labels, 1..K; 90 and 80 are COCO's."""
+  every = tuple(Category(number, name) for number, name in enumerate(COCO.split(","), start=1))
+  occurring = tuple(category for category in every if category.name != UNUSED)
+  known = {len(every): every, len(occurring): occurring}
+  return known.get(num_classes) or tuple(Category(k, f"label {k}") for k in range(1, num_classes + 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,6 +52,7 @@ class Library:
   """How a library names and lays out the parameters of its detectors."""
 
   title: str
+  mark: str  # what the names of parameters begin with that every detector of the library's has, and no other
   classes: str  # the kernel that scores the K + 1 classes
   name_of: Callable[[str], str | None]  # the name of a path such as 'trunk/fc6/bias'; None for what it has not
   layouts: tuple[tuple[str, Layout], ...]  # by paths, of which the first that matches counts; otherwise PLAIN

@@ -69,6 +69,7 @@ def prepare(tensors: Tensors, detector: Any) -> Tensors:
 
 LIBRARY = Library(
   title="torchvision",
+  mark="rpn.",
   classes="roi_heads.box_predictor.cls_score.weight",
   name_of=name_of,
   layouts=LAYOUTS,

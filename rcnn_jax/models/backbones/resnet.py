@@ -1,4 +1,4 @@
-"""ResNet-18, 34, 50 and 101 (arXiv:1512.03385) in torchvision's layout: the stride stands in the 3×3 convolution."""
+"""ResNet-18, 34, 50 and 101 (arXiv:1512.03385)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Block(nn.Module):
   dilation: int = 1
   norm: str = "frozen"
   norm_epsilon: float = 1e-5
+  stride_in_1x1: bool = False
 
   @nn.compact
   def __call__(self, x: Array, train: bool, valid: Array | None = None) -> Array:
@@ -27,10 +28,11 @@ class Block(nn.Module):
       y = Conv(features, use_bias=False, name=f"conv{index}", **kwargs)(y)
       return norm(self.norm, f"bn{index}", self.norm_epsilon)(y, train, valid)
 
-    spatial = dict(kernel_size=3, stride=self.stride, dilation=self.dilation)
+    first, second = (self.stride, 1) if self.stride_in_1x1 and self.bottleneck else (1, self.stride)
+    spatial = dict(kernel_size=3, stride=second, dilation=self.dilation)
     if self.bottleneck:
       out = 4 * self.width
-      y = nn.relu(layer(x, 1, self.width))
+      y = nn.relu(layer(x, 1, self.width, stride=first))
       y = nn.relu(layer(y, 2, self.width, **spatial))
       y = layer(y, 3, out)
     else:
@@ -52,6 +54,7 @@ class Stage(nn.Module):
   dilation: int = 1
   norm: str = "frozen"
   norm_epsilon: float = 1e-5
+  stride_in_1x1: bool = False
 
   @nn.compact
   def __call__(self, x: Array, train: bool = False, valid: Array | None = None) -> Array:
@@ -60,8 +63,8 @@ class Stage(nn.Module):
     width = 64 * 2 ** (self.index - 1)
     for i in range(blocks[self.index - 1]):
       stride = self.stride if i == 0 else 1
-      block = Block(width, bottleneck, stride, self.dilation, self.norm, self.norm_epsilon, name=f"block{i}")
-      x = block(x, train, valid)
+      options = (self.dilation, self.norm, self.norm_epsilon, self.stride_in_1x1)
+      x = Block(width, bottleneck, stride, *options, name=f"block{i}")(x, train, valid)
     return x
 
 
@@ -76,7 +79,8 @@ class ResNet(nn.Module):
   levels: tuple[int, ...] = (2, 3, 4, 5)
   norm: str = "frozen"
   norm_epsilon: float = 1e-5  # the weights' own: torchvision's first detectors have 0
-  dilate_c5: bool = False  # DC5: stage 5 keeps stride 16 and is dilated instead
+  dilate_c5: bool = False  # DC5: stage 5 keeps stride 16 and is dilated instead, its first block too (Detectron2)
+  stride_in_1x1: bool = False  # a bottleneck's; True: MSRA's ResNets, from which Detectron2 starts
   pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
   pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
@@ -94,8 +98,7 @@ class ResNet(nn.Module):
     for level in range(2, max(self.levels) + 1):
       dilated = level == 5 and self.dilate_c5
       stride = 1 if level == 2 or dilated else 2
-      dilation = 2 if dilated else 1
-      name = f"layer{level - 1}"
-      stage = Stage(self.depth, level - 1, stride, dilation, self.norm, self.norm_epsilon, name=name)
+      options = (2 if dilated else 1, self.norm, self.norm_epsilon, self.stride_in_1x1)
+      stage = Stage(self.depth, level - 1, stride, *options, name=f"layer{level - 1}")
       x = outputs[level] = stage(x, train)
     return tuple(outputs[level] for level in self.levels)
