@@ -1,4 +1,4 @@
-"""torchvision's recorded answers, how ours are compared with them, and the variables that both sides share."""
+"""The peers' recorded answers, how ours are compared with them, and the variables that both sides share."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from flax import traverse_util
 
 from rcnn_jax.models.detector import Detector
 from rcnn_jax.weights import backbone, torchvision
+from rcnn_jax.weights.library import Library
 from tests import filling
 
-FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "torchvision"
+FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
 
 @functools.cache
-def recorded(name: str) -> dict[str, np.ndarray]:
-  """The answers of one function of tests/record_torchvision.py, by name."""
-  with np.load(FIXTURES / f"{name}.npz") as answers:
+def recorded(name: str, peer: str = "torchvision") -> dict[str, np.ndarray]:
+  """The answers of one recording by tests/record_torchvision.py or tests/record_detectron2.py, by name."""
+  with np.load(FIXTURES / peer / f"{name}.npz") as answers:
     return dict(answers)
 
 
@@ -39,11 +40,11 @@ def filled_backbone(shapes: dict, positions: dict[str, int]) -> dict:
   return traverse_util.path_aware_map(fill, shapes)
 
 
-def filled_detector(shapes: dict, detector: Detector) -> dict:
-  """A detector's variables of the given shapes, filled by torchvision's names and imported like a file of weights."""
+def filled_detector(shapes: dict, detector: Detector, library: Library = torchvision.LIBRARY) -> dict:
+  """A detector's variables of the given shapes, filled by the library's names and imported like a file of weights."""
   blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
-  theirs = torchvision.export(blank, detector)
-  return torchvision.load({k: filling.tensor(k, v.shape) for k, v in theirs.items()}, blank, detector)
+  theirs = library.export(blank, detector)
+  return library.load({k: filling.tensor(k, v.shape) for k, v in theirs.items()}, blank, detector)
 
 
 def pair_up(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

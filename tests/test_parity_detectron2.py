@@ -1,0 +1,175 @@
+"""Detectron2's detectors on photographs: the experiment files themselves, through the path of launch.predict.
+
+Detectron2's answers are recorded (tests/record_detectron2.py), for images one by one and in fours. What an experiment
+is changed in here is the size of the images, of its canvases, and a few counts.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import pathlib
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pycocotools import mask as rle
+
+from rcnn_jax import experiment as experiments
+from rcnn_jax.data import images, pipeline, transforms
+from rcnn_jax.data.pipeline import Data
+from rcnn_jax.evaluation import detect
+from rcnn_jax.experiment import Experiment
+from rcnn_jax.models.detector import RoiSampler, blank_batch, init_variables
+from rcnn_jax.weights import detectron2
+from tests import filling
+from tests.parity import filled_detector, pair_up
+from tests.parity import recorded as recorded_of
+
+PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
+recorded = functools.partial(recorded_of, peer="detectron2")
+needs_photographs = pytest.mark.skipif(
+  not PHOTOGRAPHS.exists(), reason="needs ../shared/data, no part of the project"
+)
+
+
+def experiment(name: str) -> Experiment:
+  """The experiment of Detectron2's model, with small images and few regions."""
+  short, long = filling.DETECT_SIDES
+  return experiments.load(f"detectron2_{name}").override(
+    {
+      "data.resize.short_side": (short,),
+      "data.resize.long_side": long,
+      "model.proposer.num_post_nms": (1000, filling.DETECTRON2["MODEL.RPN.POST_NMS_TOPK_TEST"]),
+      "model.box.score_threshold": filling.DETECTRON2["MODEL.ROI_HEADS.SCORE_THRESH_TEST"],
+      "model.box.max_detections": filling.DETECTRON2["TEST.DETECTIONS_PER_IMAGE"],
+    }
+  )
+
+
+@functools.lru_cache(maxsize=1)
+def variables(name: str) -> dict:
+  """Filled by the names of the parameters."""
+  model = experiment(name).model
+  shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  return jax.device_put(filled_detector(shapes, model, detectron2.LIBRARY))
+
+
+def photographs(name: str, count: int) -> dict[int, np.ndarray]:
+  """The first photographs by their number in COCO."""
+  read = {int(photo): images.read(PHOTOGRAPHS / f"{photo}.jpg") for photo in filling.COCO_IMAGES[:count]}
+  for photo, image in zip(filling.COCO_IMAGES, read.values()):
+    if zlib.crc32(image.tobytes()) != recorded(name)[f"{photo}_crc32"]:
+      pytest.skip("this JPEG decoder gives other pixels than that of the recording")
+  return read
+
+
+def canvas(data: Data, group: list[np.ndarray], multiple: int) -> tuple[int, int]:
+  """Detectron2's: that of the largest sides of a batch, to multiples of 32 where there is a pyramid."""
+  sizes = [transforms.resized_size(image.shape[:2], data.resize, max(data.resize.short_side)) for image in group]
+  return tuple(math.ceil(max(sides) / multiple) * multiple for sides in zip(*sizes))
+
+
+@functools.lru_cache(maxsize=1)
+def found(name: str, batch_size: int, count: int) -> list[dict]:
+  """Results entries of the first photographs; image_id is the number in COCO, category_id the class from 1 on."""
+  read = photographs(name, count)
+  ids = list(read)
+  setting = experiment(name)
+  multiple = 32 if "FPN" in name else 1
+
+  def batch(group: list[int]):
+    pictures = [read[i] for i in group]
+    data = setting.override({"data.canvases": (canvas(setting.data, pictures, multiple),)}).data
+    return pipeline.image_batch(pictures, data, group)
+
+  batches = (batch(ids[first : first + batch_size]) for first in range(0, len(ids), batch_size))
+  sizes = {i: image.shape[:2] for i, image in read.items()}
+  labels = range(1, setting.model.num_classes + 1)
+  return detect.detect(setting.model, variables(name), batches, sizes, labels).entries
+
+
+def rows(entries: list[dict]) -> np.ndarray:
+  """f32[D, 6] of box (xyxy), score and class."""
+  columns = [[*e["bbox"], e["score"], e["category_id"]] for e in entries]
+  table = np.array(columns, np.float32).reshape(-1, 6)
+  table[:, 2:4] += table[:, :2]
+  return table
+
+
+def twin(entries: list[dict], detection: np.ndarray) -> dict | None:
+  """The entry that is the twin of a detection f32[6], if any."""
+  return next((entry for entry in entries if pair_up(rows([entry]), detection[None])[0]), None)
+
+
+# (model, images a batch, how many of the photographs)
+COMPARISONS = [("mask_rcnn_R_50_FPN_3x", 4, 20), ("faster_rcnn_R_50_C4_3x", 4, 4)]
+COMPARISONS += [
+  pytest.param(name, batch_size, 20, marks=pytest.mark.long)
+  for name in filling.DETECTRON2_MODELS
+  for batch_size in (1, 4)
+]
+
+
+@needs_photographs
+@pytest.mark.parametrize("name, batch_size, count", COMPARISONS)
+def test_detections_masks_and_keypoints(name, batch_size, count):
+  twins, total, equal, distances = 0, 0, [], []
+  for photo in filling.COCO_IMAGES[:count]:
+    theirs = {
+      kind: recorded(name).get(f"{photo}_batch{batch_size}_{kind}") for kind in ("boxes", "masks", "keypoints")
+    }
+    entries = [entry for entry in found(name, batch_size, count) if entry["image_id"] == int(photo)]
+    twins += pair_up(rows(entries), theirs["boxes"]).sum()
+    total += len(theirs["boxes"])
+    for row, detection in enumerate(theirs["boxes"]):
+      ours = twin(entries, detection)
+      if ours and theirs["masks"] is not None and row < len(theirs["masks"]):
+        size = ours["segmentation"]["size"]
+        mask = rle.decode({"size": size, "counts": theirs["masks"][row]})
+        equal.append((rle.decode(ours["segmentation"]) == mask).mean())
+      if ours and theirs["keypoints"] is not None:
+        points = np.reshape(ours["keypoints"], (-1, 3))
+        distances.append(np.abs(points - theirs["keypoints"][row])[:, :2].max(axis=1))
+  masks = f"; {len(equal)} masks, of whose pixels {np.mean(equal):.5f} are equal" if equal else ""
+  joints = f"; {(np.ravel(distances) <= 0.5).mean():.4f} of the joints within 0.5 px" if distances else ""
+  print(f"{name}, batch {batch_size}: {twins} of {total} detections have a twin{masks}{joints}")
+  assert total > 2 * count and twins >= 0.99 * total
+  assert ("mask" in name) == bool(equal) and np.mean(equal or [1]) >= 0.995
+  assert ("keypoint" in name) == bool(distances) and (np.ravel(distances or [0]) <= 0.5).mean() >= 0.99
+
+
+LOSSES = {
+  "rpn_objectness": "loss_rpn_cls",
+  "rpn_box": "loss_rpn_loc",
+  "roi_class": "loss_cls",
+  "roi_box": "loss_box_reg",
+}
+
+
+def test_losses_of_the_same_samples():
+  setting = filling.DETECTOR
+  changes = {
+    "model.backbone.bottom_up.depth": 18,
+    "model.num_classes": setting["num_classes"],
+    "model.proposer.anchor_sizes": setting["anchor_sizes"],
+    "model.proposer.num_pre_nms": setting["num_pre_nms"],
+    "model.proposer.num_post_nms": setting["num_post_nms"],
+    "model.proposer.num_samples": filling.EVERY_ANCHOR,
+    "model.sampler": RoiSampler(num_samples=filling.EVERY_ROI, foreground_fraction=0.5),
+  }
+  model = experiments.load("detectron2_faster_rcnn_R_50_FPN_3x").override(changes).model
+  shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  pictures, boxes, classes = filling.loss_case()
+  batch = blank_batch(2, (96, 128), max_objects=3)
+  pixels = np.zeros(batch.image.shape, np.uint8)
+  for row, image in zip(pixels, pictures):
+    row[: image.shape[0], : image.shape[1]] = image
+  truth = batch.truth.replace(boxes=jnp.array(boxes), classes=jnp.array(classes), valid=jnp.ones((2, 3), bool))
+  batch = batch.replace(image=pixels, image_size=jnp.array(filling.LOSS_IMAGES), truth=truth)
+  filled = filled_detector(shapes, model, detectron2.LIBRARY)
+  terms = jax.jit(lambda batch: model.apply(filled, batch, jax.random.key(0), method="losses"))(batch)
+  for ours, theirs in LOSSES.items():
+    np.testing.assert_allclose(terms[ours], recorded("losses")[theirs], rtol=1e-4, err_msg=ours)
