@@ -7,14 +7,14 @@ the weights of either schedule, without PyTorch,
         --weights=model_final_280758.pkl --workdir=runs/detectron2          # 1x: model_final_b275ba.pkl
     python -m launch.evaluate --workdir=runs/detectron2
 
-The stage is Detectron2's own; the 1x schedule is that of `SCHEDULE_1X`.  --init_from=runs/detectron2 starts from the
-imported weights.
+The stage is Detectron2's own; the 1x schedule is that of `SCHEDULE_1X`.  --init_from=runs/detectron2 --set=init=None
+starts from the imported weights.
 """
 
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.transforms import HorizontalFlip, Resize
-from rcnn_jax.experiment import Checkpoints, Evaluation, Experiment
+from rcnn_jax.experiment import BackboneWeights, Checkpoints, Evaluation, Experiment
 from rcnn_jax.models.backbones.fpn import Fpn
 from rcnn_jax.models.backbones.resnet import ResNet
 from rcnn_jax.models.detector import Detector
@@ -68,4 +68,5 @@ experiment = Experiment(
   ),
   evaluation=Evaluation(every_steps=15_000),
   checkpoints=Checkpoints(every_steps=5000),
+  init=BackboneWeights("R-50.pkl"),  # MSRA's ResNet-50, from Detectron2's model zoo
 )

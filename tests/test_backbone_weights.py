@@ -1,8 +1,10 @@
-"""Pretrained backbones: torchvision's and timm's names by rule, and a file that does not fit is refused by name."""
+"""Pretrained backbones: torchvision's, timm's and Caffe2's names by rule; what does not fit is refused by name."""
 
 from __future__ import annotations
 
 import pathlib
+import pickle
+import re
 
 import jax
 import jax.numpy as jnp
@@ -177,3 +179,44 @@ def test_the_imagenet_squeezenet_fits_and_sees_edges():
   checks = np.tile(np.indices((64, 64)).sum(0)[None, :, :, None] // 8 % 2, (1, 1, 1, 3)).astype(np.float32)
   features = jax.jit(lambda x: SqueezeNet().apply({"params": variables["params"]["backbone"]}, x)[0])
   assert np.std(features(checks)) > 2 * np.std(features(flat))
+
+
+def as_caffe2(theirs: dict) -> dict:
+  """torchvision's names of a ResNet, as MSRA's models have them: norms that are a scale and a shift, images BGR."""
+  kernels = {"downsample.0": "branch1", "conv1": "branch2a", "conv2": "branch2b", "conv3": "branch2c"}
+  norms = {"downsample.1": "branch1", "bn1": "branch2a", "bn2": "branch2b", "bn3": "branch2c"}
+  named = {"conv1_w": theirs["conv1.weight"][:, ::-1], "conv1_b": np.zeros(64), "fc1000_w": np.zeros((1000, 4))}
+  named |= {"res_conv1_bn_s": theirs["bn1.weight"], "res_conv1_bn_b": theirs["bn1.bias"]}
+  for name, tensor in theirs.items():
+    match = re.fullmatch(r"layer(\d)\.(\d+)\.(.*)\.(weight|bias)", name)
+    if match:
+      branch = kernels.get(match[3]) or norms[match[3]]
+      kind = "_w" if match[3] in kernels else {"weight": "_bn_s", "bias": "_bn_b"}[match[4]]
+      named[f"res{int(match[1]) + 1}_{match[2]}_{branch}{kind}"] = tensor
+  return named
+
+
+def test_msras_resnets_are_read_by_caffe2s_names(tmp_path):
+  variables = fresh(ResNet(50, levels=(2,)))
+  theirs = as_torchvision(variables, {})
+  statistics = {"mean": 0, "var": 1 - 1e-5}  # with which a norm is its scale and its shift exactly
+  for name in theirs:
+    if "running_" in name:
+      theirs[name] = np.full_like(theirs[name], statistics[name.rpartition("_")[2]])
+  save_file(theirs, tmp_path / "resnet50.safetensors")
+  (tmp_path / "R-50.pkl").write_bytes(pickle.dumps({"blobs": as_caffe2(theirs)}))
+  loaded = [load(str(tmp_path / name), variables) for name in ("R-50.pkl", "resnet50.safetensors")]
+  jax.tree.map(np.testing.assert_array_equal, *loaded)
+
+
+def test_a_fifth_stage_over_each_roi_belongs_to_the_backbone(tmp_path):
+  variables = fresh(ResNet(18, levels=(5,)))
+  save_file(as_torchvision(variables, {}), tmp_path / "w.safetensors")
+
+  def split(whole: dict) -> dict:
+    fifth = {collection: {"layer4": tree["backbone"]["layer4"]} for collection, tree in whole.items()}
+    rest = {c: {k: v for k, v in tree["backbone"].items() if k != "layer4"} for c, tree in whole.items()}
+    return {c: {"backbone": rest[c], "trunk": fifth[c]} for c in whole}
+
+  path = str(tmp_path / "w.safetensors")
+  jax.tree.map(np.testing.assert_array_equal, load(path, split(variables)), split(load(path, variables)))

@@ -9,7 +9,7 @@ import pytest
 
 from rcnn_jax.data.source import KeypointNames
 from rcnn_jax.models.detector import Detector, RoiSampler, init_variables, trainable
-from rcnn_jax.models.heads import BoxHead, ConvTrunk, KeypointHead, MaskHead
+from rcnn_jax.models.heads import BoxHead, ConvTrunk, KeypointHead, MaskHead, Res5Trunk
 from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool
 from rcnn_jax.models.proposers import External
 from rcnn_jax.ops import boxes as box_ops
@@ -335,3 +335,24 @@ def test_the_keypoint_loss_is_the_mean_over_the_labelled_joints_of_the_foregroun
   assert KEYPOINT_HEAD.losses(sure, samples, truth)["roi_keypoint"] == pytest.approx(0, abs=1e-6)
   of_all = KEYPOINT_HEAD.clone(normalise_by_visible=False)
   assert of_all.losses(logits, samples, truth)["roi_keypoint"] == pytest.approx(3 * np.log(16) / 9)
+
+
+def test_a_mask_head_without_a_pool_shares_the_trunks_features():
+  model = small_detector(
+    trunk=Res5Trunk(18), pool=RoiAlign(output_size=4), mask=MaskHead(None, num_convs=0, channels=4)
+  )
+  batch = with_masks(scene_batch(0))
+  fresh = model.init(KEY, batch, method="detect")
+  found = model.apply(fresh, batch, method="detect")
+  assert found.masks.shape == (2, 10, 4, 4)  # pooled to 4, halved by the fifth stage, doubled by the head
+
+  def segmented(detector):
+    features = detector.backbone(detector.normalise(batch))
+    rois = jnp.asarray(batch.truth.boxes)
+    shared = detector.embed(features, rois, None, jnp.ones(rois.shape[:2], bool))
+    return detector.segment(features, rois), detector.segment(features, rois, embedded=shared)
+
+  anew, shared = model.apply(fresh, method=segmented)
+  np.testing.assert_allclose(anew, shared, rtol=1e-6)
+  terms = model.apply(fresh, batch, KEY, method="losses")
+  assert np.isfinite(terms["roi_mask"]) and terms["roi_mask"] > 0

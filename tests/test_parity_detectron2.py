@@ -128,7 +128,7 @@ def test_detections_masks_and_keypoints(name, batch_size, count):
       ours = twin(entries, detection)
       if ours and theirs["masks"] is not None and row < len(theirs["masks"]):
         size = ours["segmentation"]["size"]
-        mask = rle.decode({"size": size, "counts": theirs["masks"][row]})
+        mask = rle.decode({"size": size, "counts": bytes(theirs["masks"][row])})
         equal.append((rle.decode(ours["segmentation"]) == mask).mean())
       if ours and theirs["keypoints"] is not None:
         points = np.reshape(ours["keypoints"], (-1, 3))

@@ -34,8 +34,8 @@ STORAGES = {
   "ByteStorage": "u1",
   "BoolStorage": "?",
 }
-# Training scripts put the weights beside the optimiser's state: torchvision's and Detectron2's, Lightning's, timm's.
-WRAPPERS = ("model", "state_dict", "state_dict_ema")
+# The weights stand beside other things in files of torchvision and Detectron2, Lightning, timm and Caffe2.
+WRAPPERS = ("model", "state_dict", "state_dict_ema", "blobs")
 # numpy's codes of the types of elements that weights may have.
 NUMBERS = re.compile("[<>]?([fiu][1248]|b1)")
 # What torch.save wrote before version 1.6 begins with this number and that of its protocol.
