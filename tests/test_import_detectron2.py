@@ -67,7 +67,9 @@ def assert_equal(ours, theirs):
     np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
 
 
-@pytest.mark.parametrize("name", ["faster_rcnn_R_50_DC5_3x", "mask_rcnn_R_50_C4_3x", "mask_rcnn_R_50_FPN_3x"])
+@pytest.mark.parametrize(
+  "name", ["faster_rcnn_R_50_DC5_3x", "keypoint_rcnn_R_50_FPN_3x", "mask_rcnn_R_50_C4_3x", "mask_rcnn_R_50_FPN_3x"]
+)
 def test_the_names_and_shapes_are_those_of_detectron2s_state_dict(name):
   model = experiments.load(f"detectron2_{name}").model
   shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))

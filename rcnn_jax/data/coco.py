@@ -26,6 +26,7 @@ class CocoFolder:
 
   images: str
   annotations: str
+  joint_offset: float = 0.0  # pixels added to joints; Detectron2 reads them as pixel numbers, and adds 0.5
 
   def open(self, strict: bool = True) -> CocoSource:
     """Reads the annotation file. Raises DataError: it is missing or, when `strict`, has a fatal fault."""
@@ -48,6 +49,7 @@ class CocoFolder:
       entries=tuple((image, tuple(of_image[image["id"]])) for image in contents["images"]),
       faults=tuple(faults),
       has_masks=any(entry.get("segmentation") for entry in contents["annotations"]),
+      joint_offset=self.joint_offset,
     )
 
 
@@ -64,6 +66,7 @@ class CocoSource:
   entries: tuple[tuple[dict, tuple[dict, ...]], ...]
   faults: tuple[Fault, ...]
   has_masks: bool  # some object has one; tools that know boxes alone write "segmentation": []
+  joint_offset: float
 
   def __len__(self) -> int:
     return len(self.entries)
@@ -88,7 +91,7 @@ class CocoSource:
       ids=np.array([entry.get("id", 0) for entry in entries], np.int64),
       areas=np.array(areas, np.float32),
       segmentations=tuple(encode(entry.get("segmentation"), size) for entry in entries) if has_masks else None,
-      keypoints=None if self.keypoints is None else _keypoints(entries, len(self.keypoints.names)),
+      keypoints=None if self.keypoints is None else _keypoints(entries, len(self.keypoints.names), self.joint_offset),
     )
 
   def image(self, index: int) -> np.ndarray:
@@ -136,10 +139,12 @@ def _is_number(value) -> bool:
   return isinstance(value, (int, float)) and math.isfinite(value)
 
 
-def _keypoints(entries, num_joints: int) -> np.ndarray:
+def _keypoints(entries, num_joints: int, offset: float) -> np.ndarray:
   none = [0] * (3 * num_joints)
   rows = [entry.get("keypoints") or none for entry in entries]
-  return np.array(rows, np.float32).reshape(-1, num_joints, 3)
+  joints = np.array(rows, np.float32).reshape(-1, num_joints, 3)
+  joints[..., :2] += np.where(joints[..., 2:] > 0, np.float32(offset), 0)
+  return joints
 
 
 def _contents(path: pathlib.Path) -> dict:

@@ -45,6 +45,8 @@ MODULES = (
   (r"mask/conv(\d+)", r"roi_heads.mask_head.mask_fcn\1"),
   (r"mask/deconv", "roi_heads.mask_head.deconv"),
   (r"mask/masks", "roi_heads.mask_head.predictor"),
+  (r"keypoint/conv(\d+)", r"roi_heads.keypoint_head.conv_fcn\1"),
+  (r"keypoint/deconv", "roi_heads.keypoint_head.score_lowres"),
 )
 REVERSED_INPUTS = Layout(lambda tensor, detector: tensor[:, ::-1], lambda tensor, detector: tensor[:, ::-1])
 BACKGROUND_LAST = Layout(
@@ -59,7 +61,7 @@ LAYOUTS = (
   (r"proposer/(objectness|deltas)/.*", BY_SIZE),
   (r"trunk/fc6/kernel", FIRST_OF_ROI),
   (r"box/classes/.*", BACKGROUND_LAST),
-  (r"mask/deconv/kernel", DECONVOLUTION),
+  (r"(mask|keypoint)/deconv/kernel", DECONVOLUTION),
 )
 CELL_ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 
