@@ -29,7 +29,7 @@ PALETTE: tuple[Colour, ...] = (
   (158, 222, 60),
 )
 INK, PAPER, QUIET = (24, 28, 36), (255, 255, 255), (110, 118, 132)
-MASK_OPACITY = 0.42
+MASK_OPACITY, RIM_OPACITY = 0.42, 0.85  # a rim shows where a mask ends, whatever the colours below it
 MANY = 20  # objects of one sole class, from which its name is not repeated in each label
 # Joined joints (first is 0) of COCO's 17 keypoints.
 SKELETON = (
@@ -140,9 +140,16 @@ def _blend_masks(image: np.ndarray, objects: Sequence[dict], colours: Mapping[in
   for one in objects:
     if one.get("segmentation") is not None:
       inside = rle.decode(one["segmentation"]).astype(bool)
+      opacity = np.where(_core(inside), MASK_OPACITY, RIM_OPACITY)[inside][:, None]
       colour = np.array(colours[one["category_id"]], np.float32)
-      blended[inside] += MASK_OPACITY * (colour - blended[inside])
+      blended[inside] += opacity * (colour - blended[inside])
   return np.rint(blended).astype(np.uint8)
+
+
+def _core(inside: np.ndarray) -> np.ndarray:
+  """bool[H, W]: the pixels of a mask all four neighbours of which belong to it; beyond the image nothing does."""
+  around = np.pad(inside, 1)
+  return inside & around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
 
 
 def _draw_box(pen: ImageDraw.ImageDraw, box: Sequence[float], colour: Colour, width: int) -> None:
