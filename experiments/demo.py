@@ -1,4 +1,4 @@
-"""The demo: a small Faster R-CNN on drawn shapes, from scratch, in minutes on a CPU.
+"""The demo: a small Mask R-CNN on drawn shapes, from scratch, in minutes on a CPU.
 
     make demo
 
@@ -11,7 +11,7 @@ from rcnn_jax.data.transforms import HorizontalFlip, Resize
 from rcnn_jax.experiment import Checkpoints, Evaluation, Experiment
 from rcnn_jax.models.backbones.resnet import ResNet
 from rcnn_jax.models.detector import Detector, RoiSampler
-from rcnn_jax.models.heads import BoxHead, FcTrunk
+from rcnn_jax.models.heads import BoxHead, FcTrunk, MaskHead
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.models.proposers import Rpn
 from rcnn_jax.training.optim import AdamW, Cosine
@@ -26,6 +26,7 @@ experiment = Experiment(
     canvases=((128, 128),),
     augmentations=(HorizontalFlip(0.5),),
     batch_size=(8, 10),
+    load_masks=True,
   ),
   model=Detector(
     backbone=ResNet(18, levels=(3,), norm="batch"),
@@ -35,7 +36,8 @@ experiment = Experiment(
     pool=RoiAlign(output_size=7),
     sampler=RoiSampler(num_samples=64),
     trunk=FcTrunk((256,)),
-    box=BoxHead(num_candidates=300),
+    box=BoxHead(num_candidates=300, max_detections=20),
+    mask=MaskHead(pool=RoiAlign(output_size=14), num_convs=2, channels=32),
   ),
   stages=(
     Sgd(steps=600, optimizer=AdamW(), schedule=Cosine(1e-3, warmup_steps=100), weight_decay=1e-4, clip_norm=10.0),
