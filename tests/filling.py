@@ -41,12 +41,14 @@ DETECTOR = {
   "num_pre_nms": (120, 200),
   "num_post_nms": (40, 60),
   "trunk_width": 64,
+  "mask_widths": (16, 16),
   "score_threshold": 0.05,
   "max_detections": 100,
 }
 # Beyond twice the number of candidates, so that all of them are sampled and nothing depends on a draw.
 EVERY_ANCHOR, EVERY_ROI = 6200, 100
 LOSS_IMAGES = ((96, 112), (80, 128))  # (height, width), padded to 96 x 128
+PACKED = np.array([100.0, 100.0, 100.0, 100.0, 65535.0, 1.0])
 DETECT_SIDES = (128, 192)  # short and long side of the images detected in
 
 # What is changed in the configurations of Detectron2, by the names of these: small images, few regions.
@@ -79,6 +81,9 @@ DETECTRON2_LOSSES = {
   "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": EVERY_ROI,
   "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5,
 }
+# What torchvision's whole detectors are cut down to: images, regions and detections of each, and how far the class
+# scores of the regions are spread.
+MODEL_LIMITS = {"short_side": 128, "long_side": 160, "num_proposals": 200, "max_detections": 25, "logit_spread": 2.0}
 
 
 def uniform(name: str, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> np.ndarray:
@@ -139,6 +144,16 @@ def sample(name: str, values: np.ndarray, count: int = 400) -> np.ndarray:
   return np.concatenate([[np.linalg.norm(np.asarray(values, np.float64))], flat]).astype(np.float32)
 
 
+def packed(detections: np.ndarray) -> np.ndarray:
+  """f32[D, 6] of box, score and class as u16[D, 6]: hundredths of a pixel, 1/65,535 of the score."""
+  return np.rint(detections * PACKED).astype(np.uint16)
+
+
+def unpacked(detections: np.ndarray) -> np.ndarray:
+  """The inverse of `packed`, to its precision."""
+  return (detections / PACKED).astype(np.float32)
+
+
 def roi_boxes() -> np.ndarray:
   """f32[19, 4]: usual boxes, then over each border, tiny, empty, far outside and larger than the map."""
   height, width = ROI_MAP[0] * ROI_STRIDE, ROI_MAP[1] * ROI_STRIDE
@@ -157,6 +172,34 @@ def roi_boxes() -> np.ndarray:
   ]
   usual = boxes_inside("roi.boxes", 8, (height, width), (6, 60))
   return np.concatenate([usual, np.float32(special)])
+
+
+def paste_case() -> tuple[np.ndarray, np.ndarray, tuple[int, int]]:
+  """(probabilities f32[30, 28, 28], boxes f32[30, 4], image size): inside, over borders, tiny, thin and huge.
+
+  Neighbouring cells of a mask are alike, as a network's are.
+  """
+  size = (90, 120)
+  special = [
+    [-12.3, 10.2, 20.7, 30.1],
+    [10.5, -12.5, 30.25, 20.75],
+    [100.2, 10.9, 132.4, 30.6],
+    [10.1, 70.3, 30.8, 102.9],
+    [0, 0, 120, 90],
+    [-40.5, -30.5, 160.5, 120.5],
+    [40.2, 30.2, 40.7, 30.6],
+    [40.9, 30.9, 41.1, 31.1],
+    [0, 0, 1, 1],
+    [119.2, 89.3, 120, 90],
+    [20.4, 5.6, 21.0, 80.2],
+    [5.1, 60.2, 110.7, 60.9],
+    [33.0, 22.0, 61.0, 50.0],  # as many pixels as cells
+    [4, 3, 60, 59],
+  ]
+  boxes_ = np.concatenate([boxes("paste.boxes", 16, size, (4, 90)), np.float32(special)])
+  coarse = uniform("paste.masks", (30, 8, 8))
+  blend = np.maximum(0, 1 - np.abs(np.linspace(0, 7, 28)[:, None] - np.arange(8))).astype(np.float32)
+  return np.einsum("ai,nij,bj->nab", blend, coarse, blend).astype(np.float32), boxes_, size
 
 
 def nms_case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -211,6 +254,35 @@ def loss_case() -> tuple[list[np.ndarray], list[np.ndarray], list[np.ndarray]]:
   objects = [boxes_inside(f"loss.boxes{i}", 3, size, (20, 70)) for i, size in enumerate(LOSS_IMAGES)]
   classes = [integers(f"loss.classes{i}", (3,), 1, DETECTOR["num_classes"] + 1) for i in range(len(LOSS_IMAGES))]
   return pictures, objects, classes
+
+
+def loss_masks() -> list[np.ndarray]:
+  """u8[3, 112, 112] for each image of LOSS_IMAGES: blots in the frames of the objects' boxes.
+
+  They are of whole blocks of 4×4, so that no cell of an object's own 28×28 target is exactly half covered.
+  """
+  blend = np.maximum(0, 1 - np.abs(np.linspace(0, 5, 28)[:, None] - np.arange(6))).repeat(4, axis=0)
+  coarse = [uniform(f"loss.masks{i}", (3, 6, 6)) for i in range(len(LOSS_IMAGES))]
+  return [(np.einsum("ai,nij,bj->nab", blend, each, blend) > 0.45).astype(np.uint8) for each in coarse]
+
+
+def mask_targets(crops: np.ndarray, frames: np.ndarray, regions: np.ndarray, size: int) -> np.ndarray:
+  """f32[N, size, size] in {0, 1}: the masks of regions f32[N, 4], of crops u8[N, P, P] in their frames f32[N, 4].
+
+  torchvision samples full masks instead; both sides of the comparison of losses are given these targets.
+  """
+  offsets = (np.arange(2 * size) + 0.5) / (2 * size)
+  targets = np.zeros((len(regions), size, size), np.float32)
+  for target, crop, frame, region in zip(targets, crops, frames.astype(np.float64), regions.astype(np.float64)):
+    weights = []
+    for axis in (1, 0):
+      share = region[axis] + offsets * (region[axis + 2] - region[axis]) - frame[axis]
+      share /= frame[axis + 2] - frame[axis]
+      cell = np.clip(share * len(crop) - 0.5, 0, len(crop) - 1)
+      near = np.maximum(0, 1 - np.abs(cell[:, None] - np.arange(len(crop))))
+      weights.append((near * ((share >= 0) & (share <= 1))[:, None]).reshape(size, 2, -1).mean(1))
+    target[:] = weights[0] @ crop @ weights[1].T >= 0.5
+  return targets
 
 
 def detect_images() -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ Runs in an environment of its own, with torch, torchvision, numpy and pillow, fr
 
 NAMEs are those of the functions marked with @record below, all of them by default. Inputs and weights come from
 tests/filling.py by their names, so that a fixture holds answers alone, and with them the versions and the date.
-`detections_on_photographs` needs ../shared/data/coco_mini beside the checkout.
+tests/record_torchvision_models.py records whole detectors.
 """
 
 from __future__ import annotations
@@ -16,18 +16,19 @@ from __future__ import annotations
 import datetime
 import pathlib
 import sys
-import zlib
 from collections.abc import Callable
+from unittest import mock
 
 import numpy as np
 import torch
 import torchvision
 from torch.nn.functional import interpolate
 from torchvision import ops
-from torchvision.models.detection import FasterRCNN, _utils
+from torchvision.models.detection import MaskRCNN, _utils, roi_heads
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import AnchorGenerator, RegionProposalNetwork
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -36,7 +37,6 @@ from torchvision.ops.poolers import LevelMapper
 from tests import filling
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "torchvision"
-PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
 
 RECORDINGS: dict[str, Callable[[], dict[str, np.ndarray]]] = {}
 
@@ -175,6 +175,14 @@ def detections() -> dict:
 
 
 @record
+def pasting() -> dict:
+  """The bits of each mask in its image."""
+  probabilities, boxes, size = filling.paste_case()
+  pasted = roi_heads.paste_masks_in_image(tensor(probabilities)[:, None], tensor(boxes), size)
+  return {"bits": np.packbits(pasted[:, 0].numpy() > 0.5)}
+
+
+@record
 def resize() -> dict:
   answers = {}
   for i, (old, new) in enumerate(filling.RESIZED):
@@ -220,14 +228,15 @@ def features() -> dict:
   }
 
 
-def detector(sides: tuple[int, int]) -> FasterRCNN:
-  """The small Faster R-CNN over a ResNet-18-FPN; every candidate is sampled in training, so that nothing is drawn."""
+def detector(sides: tuple[int, int]) -> MaskRCNN:
+  """The small Mask R-CNN over a ResNet-18-FPN; every candidate is sampled in training, so that nothing is drawn."""
   setting = filling.DETECTOR
   width = setting["trunk_width"]
   backbone = resnet_fpn_backbone(
     backbone_name="resnet18", weights=None, norm_layer=ops.FrozenBatchNorm2d, trainable_layers=5
   )
-  model = FasterRCNN(
+  mask_widths = setting["mask_widths"]
+  model = MaskRCNN(
     backbone,
     min_size=sides[0],
     max_size=sides[1],
@@ -244,60 +253,59 @@ def detector(sides: tuple[int, int]) -> FasterRCNN:
     box_predictor=FastRCNNPredictor(width, setting["num_classes"] + 1),
     box_score_thresh=setting["score_threshold"],
     box_detections_per_img=setting["max_detections"],
+    mask_head=MaskRCNNHeads(backbone.out_channels, mask_widths, 1),
+    mask_predictor=MaskRCNNPredictor(mask_widths[-1], mask_widths[-1], setting["num_classes"] + 1),
   )
   return fill(model)
 
 
 @record
 def losses() -> dict:
-  """The four losses, and a sample of the gradient of their sum by each parameter."""
+  """The five losses, and a sample of the gradient of their sum by each parameter."""
   images, boxes, classes = filling.loss_case()
-  targets = [{"boxes": tensor(b), "labels": tensor(c)} for b, c in zip(boxes, classes)]
+  columns = zip(boxes, classes, filling.loss_masks())
+  targets = [{"boxes": tensor(b), "labels": tensor(c), "masks": tensor(m)} for b, c, m in columns]
+  frames = iter(boxes)
+
+  def project(masks, regions, matched, size):  # called image by image
+    args = masks.numpy()[matched], next(frames)[matched], regions.detach().numpy(), size
+    return tensor(filling.mask_targets(*args))
+
   model = detector(filling.DETECT_SIDES).train()
   model.transform._skip_resize = True  # the images have their size already
-  terms = model([channels_first(image)[0].float() / 255 for image in images], targets)
+  with mock.patch.object(roi_heads, "project_masks_on_boxes", project):
+    terms = model([channels_first(image)[0].float() / 255 for image in images], targets)
   sum(terms.values()).backward()
   gradients = {f"gradient.{k}": filling.sample(k, v.grad.numpy(), 60) for k, v in model.named_parameters()}
   return {k: v.detach() for k, v in terms.items()} | gradients
 
 
-def detected(model: FasterRCNN, images: dict[str, np.ndarray], batch_size: int) -> dict:
-  """Detections of each image in pixels of the original: f32[D, 6] of box, score, class."""
-  answers, names = {}, list(images)
-  for first in range(0, len(names), batch_size):
-    group = names[first : first + batch_size]
+@record
+def detections_on_noise() -> dict:
+  """f32[D, 6] of box, score and class, image by image."""
+  model, answers = detector(filling.DETECT_SIDES), {}
+  for name, image in filling.detect_images().items():
     with torch.no_grad():
-      results = model([channels_first(images[name])[0].float() / 255 for name in group])
-    for name, found in zip(group, results):
-      columns = [found["boxes"], found["scores"][:, None], found["labels"][:, None].float()]
-      answers[f"{name}_batch{batch_size}"] = torch.cat(columns, dim=1)
+      (found,) = model([channels_first(image)[0].float() / 255])
+    columns = [found["boxes"], found["scores"][:, None], found["labels"][:, None].float()]
+    answers[name] = torch.cat(columns, dim=1)
   return answers
 
 
-@record
-def detections_on_noise() -> dict:
-  return detected(detector(filling.DETECT_SIDES), filling.detect_images(), 1)
-
-
-@record
-def detections_on_photographs() -> dict:
-  from PIL import Image
-
-  images = {name: np.asarray(Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB")) for name in filling.COCO_IMAGES}
-  model = detector(filling.DETECT_SIDES)
-  decoded = {f"{name}_crc32": np.array(zlib.crc32(image.tobytes())) for name, image in images.items()}
-  return detected(model, images, 1) | detected(model, images, 4) | decoded
+def save(name: str, answers: dict) -> None:
+  """Writes a fixture, with the versions and the date."""
+  FIXTURES.mkdir(parents=True, exist_ok=True)
+  versions = [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}", f"numpy {np.__version__}"]
+  answers = {k: np.asarray(v) for k, v in answers.items()}
+  path = FIXTURES / f"{name}.npz"
+  np.savez_compressed(path, recorded=[*versions, str(datetime.date.today())], **answers)
+  print(f"{name}: {len(answers)} answers, {path.stat().st_size} bytes")
 
 
 def main(names: list[str]) -> None:
   torch.manual_seed(0)
-  FIXTURES.mkdir(parents=True, exist_ok=True)
-  versions = [f"torch {torch.__version__}", f"torchvision {torchvision.__version__}", f"numpy {np.__version__}"]
   for name in names or RECORDINGS:
-    answers = {k: np.asarray(v) for k, v in RECORDINGS[name]().items()}
-    path = FIXTURES / f"{name}.npz"
-    np.savez_compressed(path, recorded=[*versions, str(datetime.date.today())], **answers)
-    print(f"{name}: {len(answers)} answers, {path.stat().st_size} bytes")
+    save(name, RECORDINGS[name]())
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pycocotools import mask as rle
 from rcnn_jax.data.source import Category
 from rcnn_jax.evaluation.detect import EvaluationError, detect, image_entries
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
-from rcnn_jax.evaluation.paste import encode, paste
+from rcnn_jax.evaluation.paste import encode, paste, paste_rounded
 from rcnn_jax.experiment import Evaluation
 from rcnn_jax.types import Detections
 from tests import scenes
@@ -213,6 +213,40 @@ def test_the_part_of_a_box_beyond_the_image_is_cut_off():
 @pytest.mark.parametrize("box", [[5, 5, 5, 9], [5, 5, 2, 2], [-9, -9, -2, -2], [90, 90, 99, 99]])
 def test_an_empty_box_or_one_outside_the_image_gives_an_empty_mask(box):
   assert not paste(np.ones((4, 4), np.float32), np.float32(box), (20, 20)).any()
+
+
+def test_the_rounded_paste_takes_whole_pixels_and_the_last_of_them_too():
+  # 2 to 6 grows by a cell of 1/28 on each side, to 1.86..6.14: pixels 1 to 6 hold the 30 cells, 0.2 of a pixel each.
+  pasted = paste_rounded(np.ones((28, 28), np.float32), np.float32([2, 2, 6, 6]), (8, 9))
+  assert np.flatnonzero(pasted.any(axis=0)).tolist() == [1, 2, 3, 4, 5, 6]
+  assert pasted.sum() == 36
+  assert paste(np.ones((28, 28), np.float32), np.float32([2, 2, 6, 6]), (8, 9)).sum() == 16
+  # Exactly half is not enough, where the exact paste takes it.
+  assert not paste_rounded(np.full((28, 28), 0.5, np.float32), np.float32([2, 2, 6, 6]), (8, 9)).any()
+
+
+@pytest.mark.parametrize("box", [[-9, -9, -3, -3], [90, 90, 99, 99], [-9, 2, -4, 8]])
+def test_a_rounded_box_outside_the_image_gives_an_empty_mask(box):
+  assert not paste_rounded(np.ones((4, 4), np.float32), np.float32(box), (20, 20)).any()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pasting:
+  """Stands for a mask head."""
+
+  pasting: str
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskFinder(scenes.ColourFinder):
+  mask: Pasting = Pasting("exact")
+
+
+def test_how_masks_become_pixels_is_the_models_own():
+  exact, rounded = (run(model=MaskFinder(masks=True, mask=Pasting(kind))) for kind in ("exact", "rounded"))
+  assert exact.entries == run(model=scenes.ColourFinder(masks=True)).entries
+  areas = [[rle.area(e["segmentation"]) for e in results.entries] for results in (exact, rounded)]
+  assert all(larger > smaller for smaller, larger in zip(*areas, strict=True))
 
 
 def paste_slowly(mask, box, size):

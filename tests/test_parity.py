@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from rcnn_jax.data import transforms
+from rcnn_jax.evaluation.paste import paste, paste_rounded
 from rcnn_jax.models.detector import blank_batch
 from rcnn_jax.models.heads import BoxHead
 from rcnn_jax.models.proposers import Rpn
@@ -162,3 +163,12 @@ def test_resizing_floats_is_torchvisions_and_bytes_are_within_one_level(case, dt
 def test_resized_images_have_the_same_size(short, long):
   found = [transforms.resized_size(size, transforms.Resize((short,), long)) for size in filling.ORIGINAL_SIZES]
   np.testing.assert_array_equal(found, recorded("resize")[f"sizes_{short}_{long}"])
+
+
+def test_masks_are_pasted_into_the_same_pixels():
+  probabilities, cases, size = filling.paste_case()
+  theirs = np.unpackbits(recorded("pasting")["bits"])[: len(cases) * size[0] * size[1]].reshape(-1, *size)
+  ours = np.stack([paste_rounded(mask, box, size) for mask, box in zip(probabilities, cases)])
+  assert (ours != theirs).mean() <= 1e-5  # ties of float32
+  exact = np.stack([paste(mask, box, size) for mask, box in zip(probabilities, cases)])
+  assert 0.005 < (exact != theirs).mean() < 0.03  # Detectron2's pixels are others

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-import pathlib
-import zlib
 
 import flax.linen as nn
 import jax
@@ -16,13 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rcnn_jax.data import transforms
 from rcnn_jax.models.backbones.fpn import Fpn
 from rcnn_jax.models.backbones.resnet import ResNet
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 from rcnn_jax.models.backbones.vgg import Vgg16
 from rcnn_jax.models.detector import Detector, RoiSampler, blank_batch
-from rcnn_jax.models.heads import BoxHead, FcTrunk
+from rcnn_jax.models.heads import BoxHead, FcTrunk, MaskHead
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.models.proposers import Rpn
 from rcnn_jax.types import Batch, Detections
@@ -30,8 +27,6 @@ from rcnn_jax.weights import torchvision
 from rcnn_jax.weights.backbone import SQUEEZENET, VGG16, VGG16_BN
 from tests import filling
 from tests.parity import close, filled_backbone, filled_detector, pair_up, recorded
-
-PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
 
 
 @pytest.mark.parametrize(
@@ -71,8 +66,9 @@ def same_features(name: str, backbone: nn.Module, variables: dict) -> None:
 
 
 def detector(depth: int = 18) -> Detector:
-  """The small Faster R-CNN over a ResNet-FPN, as the recording script builds it with torchvision's parts."""
+  """The small Mask R-CNN over a ResNet-FPN, as the recording script builds it with torchvision's parts."""
   setting = filling.DETECTOR
+  mask_widths = setting["mask_widths"]
   return Detector(
     backbone=Fpn(ResNet(depth)),
     proposer=Rpn(
@@ -85,6 +81,7 @@ def detector(depth: int = 18) -> Detector:
     sampler=RoiSampler(num_samples=filling.EVERY_ROI, foreground_fraction=0.5),
     trunk=FcTrunk((setting["trunk_width"],) * 2),
     box=BoxHead(score_threshold=setting["score_threshold"], max_detections=setting["max_detections"]),
+    mask=MaskHead(RoiAlign(14, num_levels=4), num_convs=len(mask_widths), channels=mask_widths[0]),
     num_classes=setting["num_classes"],
   )
 
@@ -111,7 +108,9 @@ def batch_of(images: list[np.ndarray]) -> Batch:
 def losses_and_gradients() -> tuple[dict, dict]:
   images, boxes, classes = filling.loss_case()
   batch = batch_of(images)
-  truth = batch.truth.replace(boxes=jnp.array(boxes), classes=jnp.array(classes), valid=jnp.ones((2, 3), bool))
+  masks = jnp.array(filling.loss_masks())
+  given_truth = {"boxes": jnp.array(boxes), "classes": jnp.array(classes), "masks": masks}
+  truth = batch.truth.replace(valid=jnp.ones((2, 3), bool), **given_truth)
 
   def total(params):
     given = {"params": params, "batch_stats": variables()["batch_stats"]}
@@ -129,6 +128,7 @@ def losses_and_gradients() -> tuple[dict, dict]:
     ("rpn_box", "loss_rpn_box_reg"),
     ("roi_class", "loss_classifier"),
     ("roi_box", "loss_box_reg"),
+    ("roi_mask", "loss_mask"),
   ],
 )
 def test_losses_of_the_same_samples(ours, theirs):
@@ -161,40 +161,7 @@ def detections(images: list[np.ndarray]) -> list[np.ndarray]:
 def test_detections_on_images_that_need_no_resizing():
   twins, total = 0, 0
   for name, image in filling.detect_images().items():
-    theirs = recorded("detections_on_noise")[f"{name}_batch1"]
+    theirs = recorded("detections_on_noise")[name]
     twins += pair_up(detections([image])[0], theirs).sum()
     total += len(theirs)
-  assert total > 100 and twins >= 0.99 * total
-
-
-def resized(name: str) -> tuple[np.ndarray, np.ndarray]:
-  """A photograph as torchvision's model gets it, and original pixels per pixel of that: f32[4] for x1, y1, x2, y2.
-
-  torchvision resizes in float32. Pixels that are rounded to uint8 after resizing, as the input pipeline hands them
-  over, move the scores of this random network by a few hundredths.
-  """
-  from PIL import Image
-
-  image = np.asarray(Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB"))
-  if zlib.crc32(image.tobytes()) != recorded("detections_on_photographs")[f"{name}_crc32"]:
-    pytest.skip("this JPEG decoder gives other pixels than that of the recording")
-  size = transforms.resized_size(
-    image.shape[:2], transforms.Resize(filling.DETECT_SIDES[:1], filling.DETECT_SIDES[1])
-  )
-  ratio = np.float32(image.shape[:2]) / np.float32(size)
-  return transforms.resize(image.astype(np.float32), size), np.tile(ratio[::-1], 2)
-
-
-@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs ../shared/data, which is not part of the project")
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_detections_on_photographs(batch_size):
-  twins, total = 0, 0
-  for first in range(0, len(filling.COCO_IMAGES), batch_size):
-    names = filling.COCO_IMAGES[first : first + batch_size]
-    images, ratios = zip(*map(resized, names))
-    for name, ratio, ours in zip(names, ratios, detections(list(images))):
-      ours[:, :4] *= ratio
-      theirs = recorded("detections_on_photographs")[f"{name}_batch{batch_size}"]
-      twins += pair_up(ours, theirs).sum()
-      total += len(theirs)
   assert total > 100 and twins >= 0.99 * total

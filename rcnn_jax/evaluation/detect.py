@@ -18,6 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from rcnn_jax.evaluation import paste
 from rcnn_jax.types import Batch, Detections
 
+PASTE = {"exact": paste.paste, "rounded": paste.paste_rounded}  # by MaskHead.pasting
+
 
 class EvaluationError(ValueError):
   """A model, data set or run directory that cannot be evaluated or shown as asked."""
@@ -53,7 +55,8 @@ def detect(
   The ground truth of a batch is left on the host: a model cannot see it.
 
   Args:
-    model: hashable, with `apply(variables, batch, method='detect') -> Detections`.
+    model: hashable, with `apply(variables, batch, method='detect') -> Detections`; its mask head, where it has one,
+      says how masks become pixels.
     variables: of the model.
     batches: host batches, the same in every process; rows that are not `valid` are skipped.
     sizes: (height, width) of the original by image id, for every image that is to be seen.
@@ -64,15 +67,16 @@ def detect(
     EvaluationError: an image was missed, seen twice or unknown, or the model gave a number that is not finite.
   """
   entries, seen, kinds, last = [], [], ("bbox",), None
+  pasting = getattr(getattr(model, "mask", None), "pasting", "exact")
   variables = _place(variables, mesh, PartitionSpec())
   for batch in batches:
     found = _detect_step(model, variables, _place(batch.replace(truth=None), mesh, PartitionSpec("data")))
     kinds = _kinds(found)
     if last is not None:
-      entries += _convert(*last, sizes, category_ids, seen)
+      entries += _convert(*last, sizes, category_ids, pasting, seen)
     last = (batch, found)
   if last is not None:
-    entries += _convert(*last, sizes, category_ids, seen)
+    entries += _convert(*last, sizes, category_ids, pasting, seen)
   _check_each_once(seen, sizes)
   return Results(entries, kinds)
 
@@ -100,7 +104,7 @@ def _kinds(found: Detections) -> tuple[str, ...]:
 
 
 def _convert(
-  batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequence[int], seen: list[int]
+  batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequence[int], pasting: str, seen: list[int]
 ) -> list[dict]:
   """Entries of one batch; the ids of its images are added to `seen`."""
   found = _fetch(found)
@@ -111,12 +115,17 @@ def _convert(
     if image_id not in sizes:
       raise EvaluationError(f"image {image_id} of a batch is not an image of the data source")
     one = jax.tree.map(lambda values: values[row], found)
-    entries += image_entries(one, image_id, batch.scale[row], sizes[image_id], category_ids)
+    entries += image_entries(one, image_id, batch.scale[row], sizes[image_id], category_ids, pasting)
   return entries
 
 
 def image_entries(
-  found: Detections, image_id: int, scale: np.ndarray, size: tuple[int, int], category_ids: Sequence[int]
+  found: Detections,
+  image_id: int,
+  scale: np.ndarray,
+  size: tuple[int, int],
+  category_ids: Sequence[int],
+  pasting: str = "exact",
 ) -> list[dict]:
   """COCO results entries of one image.
 
@@ -126,6 +135,7 @@ def image_entries(
     scale: f32[2], canvas pixels per pixel of the original, (vertical, horizontal).
     size: (height, width) of the original, to which boxes are clipped.
     category_ids: the data set's id of class 1, 2, ..., K.
+    pasting: how masks become pixels, a key of PASTE.
 
   Raises:
     EvaluationError: a valid row has a box or a score that is not finite.
@@ -146,7 +156,7 @@ def image_entries(
       "score": float(found.scores[row]),
     }
     if found.masks is not None:
-      entry["segmentation"] = paste.encode(paste.paste(found.masks[row], box, size))
+      entry["segmentation"] = paste.encode(PASTE[pasting](found.masks[row], box, size))
     if found.keypoints is not None:
       points = found.keypoints[row].astype(np.float64) / np.append(horizontal_first, 1.0)
       entry["keypoints"] = points.reshape(-1).tolist()

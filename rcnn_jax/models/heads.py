@@ -6,6 +6,8 @@ are not valid enter no statistics.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -170,6 +172,8 @@ class MaskHead(nn.Module):
   channels: int = 256
   class_agnostic: bool = False
   norm: str | None = None  # after each convolution; None: biases instead
+  # How a mask becomes pixels of the image: 'exact' at their centres (Detectron2's), or 'rounded' (torchvision's).
+  pasting: Literal["exact", "rounded"] = "exact"
 
   @nn.compact
   def __call__(self, rois: Array, num_classes: int, learnt: Array | None = None) -> Array:
