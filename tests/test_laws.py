@@ -150,6 +150,14 @@ LAWS = {
   "roi_max_pool": Law(
     lambda s: (pooling.roi_max_pool(s["features"], s["boxes"], **pool_options),), ("N",), "features"
   ),
+  "warp_crop": Law(
+    lambda s: (pooling.warp_crop(s["features"], s["boxes"], output_size=5, context=1),), ("N",), "features"
+  ),
+  "spatial_pyramid": Law(
+    lambda s: (pooling.spatial_pyramid(s["features"], s["boxes"], bins=(1, 2, 3, 4), spatial_scale=1 / 4),),
+    ("N",),
+    "features",
+  ),
   "multilevel_roi_align": Law(
     lambda s: (
       pooling.multilevel_roi_align(

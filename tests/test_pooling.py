@@ -1,4 +1,4 @@
-"""RoI Align and RoI max pooling against torchvision's kernels, written out as loops; and the routing to levels."""
+"""Pooling of regions against loops: torchvision's kernels, crops, the spatial pyramid; the routing to levels."""
 
 from __future__ import annotations
 
@@ -169,6 +169,87 @@ def test_multilevel_roi_align_pools_each_region_from_its_own_level():
     here = np.array(of_box) == level
     alone = jax.jit(functools.partial(pooling.roi_align, spatial_scale=0.5**level, **settings))
     np.testing.assert_allclose(got[here], alone(levels[level - 2], boxes[here]), atol=1e-6)
+
+
+RAMP = np.arange(8, dtype=np.float32)[None, :, None] + 10 * np.arange(6, dtype=np.float32)[:, None, None] + 1
+
+
+def crop_grid(box, output_size, context):
+  crop = jax.jit(functools.partial(pooling.warp_crop, output_size=output_size, context=context))
+  return np.asarray(crop(RAMP, np.float32([box])))[0, :, :, 0]
+
+
+def test_a_crop_of_a_regions_own_size_is_the_pixels_and_their_surroundings():
+  # Columns count by 1 and rows by 10, from 1: the region is 2 by 2 pixels, with 1 about it.
+  expected = [[13, 14, 15, 16], [23, 24, 25, 26], [33, 34, 35, 36], [43, 44, 45, 46]]
+  np.testing.assert_array_equal(crop_grid([3, 2, 5, 4], 4, 1), expected)
+
+
+def test_a_crop_beyond_the_image_is_zero_there():
+  expected = [[0, 0, 0, 0], [0, 1, 2, 3], [0, 11, 12, 13], [0, 21, 22, 23]]
+  np.testing.assert_array_equal(crop_grid([0, 0, 2, 2], 4, 1), expected)
+  expected = [[46, 47, 48, 0], [56, 57, 58, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
+  np.testing.assert_array_equal(crop_grid([6, 5, 8, 7], 4, 1), expected)
+
+
+def test_a_crop_scales_width_and_height_apart_with_context_in_crop_pixels():
+  # 4 wide and 1 high become 2 by 2: a pixel of the crop is 2 columns wide, half a row high.
+  np.testing.assert_allclose(crop_grid([2, 2, 6, 3], 2, 0), [[23.5 - 2.5, 25.5 - 2.5], [23.5 + 2.5, 25.5 + 2.5]])
+  np.testing.assert_allclose(crop_grid([2, 2, 6, 3], 4, 1)[1:3, 1:3], crop_grid([2, 2, 6, 3], 2, 0))
+
+
+def test_the_papers_crop_keeps_16_pixels_of_context():
+  # The region is white: in the crop it spans pixels 16 to 210 along both axes, whatever its own sides are.
+  image = np.zeros((300, 400, 1), np.float32)
+  image[100:200, 50:350] = 1
+  pool = jax.jit(functools.partial(pooling.warp_crop, output_size=227, context=16))
+  crop = pool(image, np.float32([[50, 100, 350, 200]]))[0, :, :, 0]
+  inside = (np.arange(227) >= 16) & (np.arange(227) < 211)
+  clear = np.abs(np.arange(227) - 15.5) > 2, np.abs(np.arange(227) - 210.5) > 2  # away from blurred edges
+  sure = clear[0] & clear[1]
+  np.testing.assert_allclose(crop[np.ix_(sure, sure)], np.outer(inside, inside)[np.ix_(sure, sure)], atol=1e-5)
+
+
+def test_a_crop_without_room_for_the_region_is_refused():
+  with pytest.raises(ValueError, match="a crop of 32 pixels has no room inside a context of 16"):
+    crop_grid([0, 0, 2, 2], 32, 16)
+
+
+def loop_pyramid(features, boxes, bins, stride):
+  height, width, channels = features.shape
+  out = []
+  for x1, y1, x2, y2 in np.float64(boxes):
+    spans = []
+    for low, high, length in ((y1, y2, height), (x1, x2, width)):
+      inside = [k for k in range(-2, length + 2) if low < stride * (k + 0.5) < high]
+      cells = inside or [math.floor((low + high) / 2 / stride)]
+      spans.append([min(max(cell, 0), length - 1) for cell in (cells[0], cells[-1])])
+    (top, bottom), (left, right) = spans
+    window = features[top : bottom + 1, left : right + 1]
+    h, w = window.shape[:2]
+    for n in bins:
+      for i, j in np.ndindex(n, n):
+        rows = slice(i * h // n, -(-(i + 1) * h // n))
+        columns = slice(j * w // n, -(-(j + 1) * w // n))
+        out.append(window[rows, columns].max(axis=(0, 1)))
+  return np.reshape(out, (len(boxes), -1, channels))
+
+
+@pytest.mark.parametrize("bins", [(1, 2, 3, 6), (4, 3, 2, 1), (5,)])
+def test_the_spatial_pyramid_is_the_maxima_of_its_bins(bins):
+  boxes = np.concatenate([BOXES[:4], np.clip(BOXES[4:], -16, np.float32([112, 88, 112, 88]))])
+  boxes = boxes[[0, 1, 2, 3, 5, 6, 8, 9, 10]]  # a region inside out has no middle worth the name
+  pool = functools.partial(pooling.spatial_pyramid, bins=bins, spatial_scale=SCALE)
+  got = jax.jit(pool)(FEATURES, boxes)
+  assert got.shape == (len(boxes), sum(n * n for n in bins), 3)
+  np.testing.assert_array_equal(got, loop_pyramid(FEATURES, boxes, bins, 8))
+
+
+def test_the_pyramid_of_a_map_by_eye():
+  features = np.arange(16, dtype=np.float32).reshape(4, 4, 1)
+  got = pooling.spatial_pyramid(features, np.float32([[0, 0, 4, 4], [1, 1, 3, 4]]), bins=(1, 2), spatial_scale=1.0)
+  np.testing.assert_array_equal(got[0, :, 0], [15, 5, 7, 13, 15])
+  np.testing.assert_array_equal(got[1, :, 0], [14, 9, 10, 13, 14])  # 3 rows: both bins hold the middle one
 
 
 def test_strides_that_are_no_pyramid_are_refused():

@@ -6,7 +6,7 @@ what follows is the order in which the papers apply them. `losses` and `detect` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool, pool_batch
+from rcnn_jax.models.pooling import Pool, pool_batch
 from rcnn_jax.ops import assign, boxes, random
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
@@ -57,12 +57,13 @@ class Detector(nn.Module):
 
   backbone: nn.Module
   proposer: nn.Module
-  pool: RoiAlign | RoiMaxPool
+  pool: Pool | nn.Module
   trunk: nn.Module
   box: nn.Module
   mask: nn.Module | None = None
   keypoint: nn.Module | None = None
   sampler: RoiSampler = RoiSampler()
+  roi_chunk: int | None = None  # RoIs of an image at a time in detection, which bounds memory; None: all at once
   num_classes: int | None = None  # K, without the background; filled in from the data
   num_keypoints: int | None = None  # J, of a keypoint head; filled in from the data
   dtype: str = "float32"  # what convolutions and matrix products compute in: 'float32' or 'bfloat16'
@@ -84,8 +85,8 @@ class Detector(nn.Module):
     proposals, terms = self.proposer(features, self.backbone.strides, batch, key)
     keys = random.per_image(random.named(key, "rois"), batch.image_id)
     samples = jax.lax.stop_gradient(jax.vmap(self.sampler)(proposals, batch.truth, keys))
-    embedded = self.embed(features, samples.boxes, random.named(key, "dropout"), samples.valid)
-    terms |= self.box.losses(*self.classify(embedded), samples, batch.truth)
+    embedded, pooled = self.look(features, samples.boxes, random.named(key, "dropout"), samples.valid)
+    terms |= self.box.losses(*self.classify(embedded, pooled), samples, batch.truth)
     # Masks and keypoints are learnt from foreground alone, which stands in the first rows.
     num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
     foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
@@ -101,8 +102,8 @@ class Detector(nn.Module):
     """Detections [B, D] by falling score, boxes in canvas pixels."""
     features = self.backbone(self.normalise(batch), False)
     proposals, _ = self.proposer(features, self.backbone.strides, batch, None)
-    outputs = self.classify(self.embed(features, proposals.boxes, None, proposals.valid))
-    found = self.box.detections(*outputs, proposals, batch)
+    answers = self.classify(*self.look(features, proposals.boxes, None, proposals.valid))
+    found = self.box.detections(*answers, proposals, batch)
     if self.mask is not None:
       found = found.replace(masks=self.mask.probabilities(self.segment(features, found.boxes), found.classes))
     if self.keypoint is not None:
@@ -114,16 +115,52 @@ class Detector(nn.Module):
 
     A key in training alone; valid: bool[B, R], the RoIs that batch norm takes its statistics from.
     """
-    pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
-    embedded = self.trunk(pooled, key, valid.reshape(-1))
-    return embedded.reshape(*rois.shape[:2], *embedded.shape[1:])
+    return self.look(features, rois, key, valid)[0]
 
-  def classify(self, embedded: Array) -> tuple[Array, Array]:
-    """f[B, R, ...], the trunk's -> class_logits f32[B, R, K+1] and box_deltas f32[B, R, K or 1, 4]."""
+  def look(self, features: tuple[Array, ...], rois: Array, key: Array | None, valid: Array) -> tuple[Array, Array]:
+    """`embed`, and behind it what the trunk was given: f[B, R, P, P, C']."""
+
+    def whole(self, rois, valid):
+      pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
+      rows = self.trunk(pooled, key, valid.reshape(-1)), pooled
+      return tuple(x.reshape(*rois.shape[:2], *x.shape[1:]) for x in rows)
+
+    return whole(self, rois, valid) if key is not None else self.in_chunks(whole, rois, valid)
+
+  def in_chunks(self, whole: Callable, rois: Array, valid: Array) -> tuple[Array, ...]:
+    """whole(self, rois f32[B, R, 4], valid bool[B, R]) -> arrays [B, R, ...], for `roi_chunk` RoIs at a time."""
+    num_rois, size = rois.shape[1], self.roi_chunk
+    if size is None or num_rois <= size or self.is_initializing():
+      return whole(self, rois, valid)
+    num_chunks = -(-num_rois // size)
+
+    def divide(x):
+      x = jnp.pad(x, ((0, 0), (0, num_chunks * size - num_rois), *((0, 0),) * (x.ndim - 2)))
+      return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, size, *x.shape[2:]), 1, 0)
+
+    def join(x):
+      return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :num_rois]
+
+    scan = nn.scan(
+      lambda self, _, chunk: (None, whole(self, *chunk)),
+      variable_broadcast=("params", "batch_stats"),
+      split_rngs={"params": False},
+    )
+    return jax.tree.map(join, scan(self, None, (divide(rois), divide(valid)))[1])
+
+  def regions(self, batch: Batch, rois: Array) -> tuple[Array, Array]:
+    """What heads see of given regions: rois f32[B, R, 4] -> trunk f32[B, R, C], pooled f32[B, R, P * P * C']."""
+    features = self.backbone(self.normalise(batch), False)
+    seen = self.look(features, rois, None, jnp.ones(rois.shape[:2], bool))
+    return tuple(x.astype(jnp.float32).reshape(*rois.shape[:2], -1) for x in seen)
+
+  def classify(self, embedded: Array, pooled: Array) -> tuple[Array, ...]:
+    """What `look` gives -> the box head's answers, class_logits f32[B, R, K+1] the first of them."""
     if self.num_classes is None:
       raise ValueError("Detector.num_classes is not set: it comes with the data (Detector.met_with)")
-    outputs = self.box(embedded.reshape(-1, *embedded.shape[2:]), self.num_classes)
-    return tuple(x.reshape(*embedded.shape[:2], *x.shape[1:]) for x in outputs)
+    rows = [x.reshape(-1, *x.shape[2:]) for x in (embedded, pooled)]
+    answers = self.box(rows[0], self.num_classes, rows[1])
+    return tuple(x.reshape(*embedded.shape[:2], *x.shape[1:]) for x in answers)
 
   def segment(
     self, features: tuple[Array, ...], rois: Array, learnt: Array | None = None, embedded: Array | None = None
@@ -164,7 +201,7 @@ def trainable(batch: Batch) -> GroundTruth:
 
 
 def blank_batch(batch_size: int, canvas: tuple[int, int], max_objects: int = 8) -> Batch:
-  """A batch of black images without objects, for tracing shapes."""
+  """A batch of black images without objects and with as few proposals, for tracing shapes."""
   shape = (batch_size, max_objects)
   truth = GroundTruth(
     boxes=jnp.zeros((*shape, 4)),
@@ -173,6 +210,7 @@ def blank_batch(batch_size: int, canvas: tuple[int, int], max_objects: int = 8) 
     difficult=jnp.zeros(shape, bool),
     valid=jnp.zeros(shape, bool),
   )
+  proposals = Proposals(truth.boxes, jnp.zeros(shape), truth.valid)
   return Batch(
     image=jnp.zeros((batch_size, *canvas, 3), jnp.uint8),
     image_size=jnp.tile(jnp.array(canvas), (batch_size, 1)),
@@ -180,6 +218,7 @@ def blank_batch(batch_size: int, canvas: tuple[int, int], max_objects: int = 8) 
     image_id=jnp.arange(batch_size),
     valid=jnp.ones(batch_size, bool),
     truth=truth,
+    proposals=proposals,
   )
 
 

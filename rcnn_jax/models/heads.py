@@ -96,10 +96,11 @@ class BoxHead(nn.Module):
   max_detections: int = 100
 
   @nn.compact
-  def __call__(self, x: Array, num_classes: int) -> tuple[Array, Array]:
+  def __call__(self, x: Array, num_classes: int, pooled: Array | None = None) -> tuple[Array, Array]:
     """x: f[R, C] -> class_logits f32[R, K+1], box_deltas f32[R, K, 4] (f32[R, 1, 4] where class-agnostic).
 
-    Of a trunk that keeps the cells of its RoIs, f[R, P, P, C], their mean is taken.
+    Of a trunk that keeps the cells of its RoIs, f[R, P, P, C], their mean is taken. `pooled`, what the trunk was
+    given, is for heads that look behind it.
     """
     x = x.mean(axis=(1, 2)) if x.ndim == 4 else x
     groups = 1 if self.class_agnostic else num_classes
@@ -135,30 +136,41 @@ class BoxHead(nn.Module):
     """
 
     def image(logits, deltas, proposals, image_size):
-      num_proposals, num_classes = logits.shape[0], logits.shape[1] - 1
       decode = jax.vmap(lambda d: boxes.decode(d, proposals.boxes, self.delta_weights), 1, 1)
-      decoded = decode(deltas)
-      decoded = jnp.broadcast_to(decoded, (num_proposals, num_classes, 4)).reshape(-1, 4)
-      decoded = boxes.clip(decoded, image_size)
-      scores = jax.nn.softmax(logits)[:, 1:].reshape(-1)
-      classes = jnp.tile(jnp.arange(1, num_classes + 1, dtype=jnp.int32), num_proposals)
-      sides = decoded[:, 2:] - decoded[:, :2]
-      valid = jnp.repeat(proposals.valid, num_classes) & (scores > self.score_threshold)
-      valid &= jnp.all(sides >= self.min_size, axis=-1)
-      top = jax.lax.top_k(jnp.where(valid, scores, -1.0), min(self.num_candidates, scores.shape[0]))[1]
-      candidates = Detections(decoded[top], scores[top], classes[top], valid[top])
-      index, kept = nms.nms(
-        candidates.boxes,
-        candidates.scores,
-        candidates.valid,
-        iou_threshold=self.nms_iou,
-        max_output=self.max_detections,
-        groups=candidates.classes,
-      )
-      found = jax.tree.map(lambda leaf: leaf[index], candidates)
-      return found.replace(valid=kept)
+      return select(self, jax.nn.softmax(logits)[:, 1:], decode(deltas), proposals.valid, image_size)
 
     return jax.vmap(image)(class_logits, box_deltas, proposals, batch.image_size)
+
+
+def select(head: nn.Module, scores: Array, decoded: Array, valid: Array, image_size: Array) -> Detections:
+  """One image's detections: scores above the threshold, boxes clipped, NMS class by class, the best D.
+
+  Args:
+    head: has score_threshold, min_size, nms_iou, num_candidates and max_detections, as `BoxHead`.
+    scores: f32[N, K].
+    decoded: f32[N, K, 4], or f32[N, 1, 4] for one box of all classes, canvas pixels.
+    valid: bool[N].
+    image_size: (height, width), pixels.
+  """
+  num_proposals, num_classes = scores.shape
+  decoded = jnp.broadcast_to(decoded, (num_proposals, num_classes, 4)).reshape(-1, 4)
+  decoded, scores = boxes.clip(decoded, image_size), scores.reshape(-1)
+  classes = jnp.tile(jnp.arange(1, num_classes + 1, dtype=jnp.int32), num_proposals)
+  sides = decoded[:, 2:] - decoded[:, :2]
+  valid = jnp.repeat(valid, num_classes) & (scores > head.score_threshold)
+  valid &= jnp.all(sides >= head.min_size, axis=-1)
+  top = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), min(head.num_candidates, scores.shape[0]))[1]
+  candidates = Detections(decoded[top], scores[top], classes[top], valid[top])
+  index, kept = nms.nms(
+    candidates.boxes,
+    candidates.scores,
+    candidates.valid,
+    iou_threshold=head.nms_iou,
+    max_output=head.max_detections,
+    groups=candidates.classes,
+  )
+  found = jax.tree.map(lambda leaf: leaf[index], candidates)
+  return found.replace(valid=kept)
 
 
 class MaskHead(nn.Module):

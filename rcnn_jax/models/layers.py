@@ -116,6 +116,19 @@ def _max_pool_axis(x: Array, axis: int, window: int, stride: int, padding: int, 
   return pooled
 
 
+def adaptive_max_pool(x: Array, output_size: int) -> Array:
+  """The maxima of P x P bins that cover the whole map: f[B, H, W, C] -> f[B, P, P, C].
+
+  Bin i of a side of n cells is floor(i n / P) up to ceil((i + 1) n / P), as in PyTorch. On the maps that AlexNet and
+  VGG make of crops, 6 x 6 and 7 x 7 bins are these networks' own last pooling.
+  """
+  for axis in (1, 2):
+    length = x.shape[axis]
+    bounds = [(i * length // output_size, -(-(i + 1) * length // output_size)) for i in range(output_size)]
+    x = jnp.stack([jax.lax.slice_in_dim(x, *bound, axis=axis).max(axis) for bound in bounds], axis)
+  return x
+
+
 class FrozenBatchNorm(nn.Module):
   """Batch norm with fixed statistics and a fixed affine map, as detectors fine-tune ImageNet backbones.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import flax.linen as nn
 import jax
 
 from rcnn_jax.ops import pooling
@@ -39,9 +40,40 @@ class RoiMaxPool:
     return pooling.roi_max_pool(features[0], rois, output_size=self.output_size, spatial_scale=1 / strides[0])
 
 
-def pool_batch(
-  pool: RoiAlign | RoiMaxPool, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]
-) -> Array:
-  """features f[B, h, w, C] a level, rois f32[B, R, 4] -> f[B * R, P, P, C], the rows of one image after another's."""
+@dataclass(frozen=True)
+class WarpCrop:
+  """The region itself, warped to a square with its surroundings about it (R-CNN, appendix A), on a single level."""
+
+  output_size: int = 227
+  context: int = 16  # pixels of the crop about the region, on each side
+
+  def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
+    """One image: features (f[H, W, C],) of stride 1, rois f32[R, 4] in canvas pixels -> f[R, P, P, C]."""
+    if strides != (1,):
+      raise ValueError(f"crops are cut out of the image (backbone=Pixels()), not of a map of strides {strides}")
+    return pooling.warp_crop(features[0], rois, output_size=self.output_size, context=self.context)
+
+
+@dataclass(frozen=True)
+class SpatialPyramid:
+  """Spatial pyramid pooling (SPPnet, sections 2.2 and 4), on a single level."""
+
+  bins: tuple[int, ...] = (1, 2, 3, 6)
+
+  def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
+    """One image: features (f[h, w, C],), rois f32[R, 4] in canvas pixels -> f[R, cells, C], 50 cells by default."""
+    return pooling.spatial_pyramid(features[0], rois, bins=self.bins, spatial_scale=1 / strides[0])
+
+
+Pool = RoiAlign | RoiMaxPool | WarpCrop | SpatialPyramid
+
+
+def pool_batch(pool: Pool | nn.Module, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
+  """features f[B, h, w, C] a level, rois f32[B, R, 4] -> f[B * R, P, P, C], the rows of one image after another's.
+
+  A module, which has parameters, takes the whole batch at once.
+  """
+  if isinstance(pool, nn.Module):
+    return pool(features, rois, strides)
   pooled = jax.vmap(lambda feature, roi: pool(feature, roi, strides))(features, rois)
   return pooled.reshape(-1, *pooled.shape[2:])

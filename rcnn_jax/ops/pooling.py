@@ -1,4 +1,4 @@
-"""Features of regions: RoI Align, RoI max pooling, and the choice of the pyramid's level.
+"""Features of regions: RoI Align, warped crops, RoI max pooling, the spatial pyramid, and the choice of the level.
 
 A region with a NaN coordinate lies outside of every map: it pools zeros and sends no gradient. No other garbage makes
 a NaN either, so rows that are not valid need no masking. Gradients go to the features, never to the boxes.
@@ -79,6 +79,32 @@ def multilevel_roi_align(
   )
   scales = [1.0 / stride for stride in strides]
   return _align(features, scales, boxes, level - finest, _pair(output_size), sampling_ratio, aligned)
+
+
+def warp_crop(image: jax.Array, boxes: jax.Array, *, output_size: int, context: int) -> jax.Array:
+  """[N, P, P, C]: each region warped to a square with its surroundings about it (R-CNN, section 2.1, appendix A).
+
+  Sides are scaled apart from each other so that the region fills the crop up to a border of `context` crop pixels.
+  Each crop pixel is one bilinear sample. What lies beyond the image is zero: its mean, once that is subtracted.
+
+  Args:
+    image: [H, W, C].
+    boxes: f32[N, 4], canvas pixels.
+    output_size: P, 227 in the paper.
+    context: 16 in the paper.
+  """
+  inner = output_size - 2 * context
+  if inner <= 0:
+    raise ValueError(f"a crop of {output_size} pixels has no room inside a context of {context}")
+  border = context / inner * (boxes[:, 2:] - boxes[:, :2])
+  grown = jnp.concatenate([boxes[:, :2] - border, boxes[:, 2:] + border], axis=1)
+  crops = roi_align(image, grown, output_size=output_size, spatial_scale=1.0, sampling_ratio=1, aligned=True)
+  step = (jnp.arange(output_size) + 0.5) / output_size
+  low, side = jax.lax.stop_gradient((grown[:, :2], grown[:, 2:] - grown[:, :2]))
+  centres = low + step[:, None, None] * side  # [P, N, (x, y)]
+  inside = (centres >= 0) & (centres <= jnp.array([image.shape[1], image.shape[0]]))
+  columns, rows = jnp.moveaxis(inside, (2, 1), (0, 1))
+  return jnp.where((rows[:, :, None] & columns[:, None])[..., None], crops, 0)
 
 
 def level_of(
@@ -219,13 +245,57 @@ def roi_max_pool(
     output_size: P, or (rows, columns).
     spatial_scale: feature cells per canvas pixel, 1 / stride.
   """
-  height, width, channels = features.shape
+  height, width = features.shape[:2]
   rows, columns = _pair(output_size)
   x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0) * spatial_scale
-  top, bottom, exponent_y, empty_y = _window_pair(y1, y2, height, rows)
-  left, right, exponent_x, empty_x = _window_pair(x1, x2, width, columns)
-  windows = _window_maxima(features, 1, _longest_bin(width, columns))
-  windows = _window_maxima(windows, 0, _longest_bin(height, rows))  # [exponents y, H, exponents x, W, C]
+  vertical = _cover(*_roi_bins(y1, y2, height, rows), height)
+  horizontal = _cover(*_roi_bins(x1, x2, width, columns), width)
+  return _bin_maxima(features, vertical, horizontal, _longest_bin(height, rows), _longest_bin(width, columns))
+
+
+def spatial_pyramid(features: jax.Array, boxes: jax.Array, *, bins: Sequence[int], spatial_scale: float) -> jax.Array:
+  """[N, cells, C]: the maxima of n x n bins for each n of `bins`, level after level, row by row (SPPnet, section 4).
+
+  A region's window is made of the cells whose centre lies inside of it, cell k having its own at pixel
+  (k + 1/2) / spatial_scale, or of the one cell at its middle (SPPnet, appendix A, with the offset of an unpadded
+  network). Bin i of a window of w cells is floor(i w / n) up to ceil((i + 1) w / n). A window beyond the map is the
+  nearest of its cells.
+
+  Args:
+    features: [H, W, C].
+    boxes: f32[N, 4], canvas pixels.
+    bins: the levels, (1, 2, 3, 6) in the paper: 50 cells.
+    spatial_scale: feature cells per canvas pixel, 1 / stride.
+  """
+  height, width, channels = features.shape
+  x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes), -1, 0) * spatial_scale
+  rows, columns = _window(y1, y2, height), _window(x1, x2, width)
+  # The bins of a level that divides another are unions of that level's bins: these alone are pooled.
+  finest = {n: max(m for m in bins if m % n == 0) for n in bins}
+  pooled = {}
+  for n in set(finest.values()):
+    vertical, horizontal = (
+      _cover(*_pyramid_bins(*window, n), side) for window, side in ((rows, height), (columns, width))
+    )
+    longest = -(-height // n) + 1, -(-width // n) + 1
+    pooled[n] = _bin_maxima(features, vertical, horizontal, min(longest[0], height), min(longest[1], width))
+  levels = []
+  for n in bins:
+    fine = finest[n]
+    parts = pooled[fine].reshape(-1, n, fine // n, n, fine // n, channels)
+    levels.append(parts.max(axis=(2, 4)).reshape(-1, n * n, channels))
+  return jnp.concatenate(levels, axis=1)
+
+
+def _bin_maxima(features, vertical, horizontal, longest_row: int, longest_column: int) -> jax.Array:
+  """[N, rows, columns, C]: the maximum of each bin, as the maximum of the four windows in its corners; 0 if empty.
+
+  vertical, horizontal: as `_cover` gives them. longest_row, longest_column: the most cells of a bin along each axis.
+  """
+  height, width, channels = features.shape
+  (top, bottom, exponent_y, empty_y), (left, right, exponent_x, empty_x) = vertical, horizontal
+  windows = _window_maxima(features, 1, longest_column)
+  windows = _window_maxima(windows, 0, longest_row)  # [exponents y, H, exponents x, W, C]
   num_exponents_x = windows.shape[2]
   windows = windows.reshape(-1, channels)
 
@@ -257,11 +327,8 @@ def _window_maxima(values: jax.Array, axis: int, longest: int) -> jax.Array:
   return jnp.stack(windows, axis)
 
 
-def _window_pair(low: jax.Array, high: jax.Array, length: int, bins: int) -> tuple[jax.Array, ...]:
-  """The two windows, each of 2**exponent cells, that together cover each bin of the regions low..high f32[N].
-
-  Returns (start of the first i32, start of the second i32, exponent i32, empty bool), each [N, bins].
-  """
+def _roi_bins(low: jax.Array, high: jax.Array, length: int, bins: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """RoI max pooling's bins of the regions low..high f32[N], in cells: (start i32, end i32, empty bool), [N, bins]."""
   nowhere = jnp.isnan(low) | jnp.isnan(high)
   low, high = (_whole_cells(jnp.where(nowhere, 0.0, edge), length) for edge in (low, high))
   # The bins of a region of 0, 1, 2 ... cells, in the float32 arithmetic of torchvision; compiled, divisions round.
@@ -271,7 +338,34 @@ def _window_pair(low: jax.Array, high: jax.Array, length: int, bins: int) -> tup
   num_cells = jnp.maximum(high - low + 1, 1)
   start = jnp.clip(jnp.asarray(starts, jnp.int32)[num_cells] + low[:, None], 0, length)
   end = jnp.clip(jnp.asarray(ends, jnp.int32)[num_cells] + low[:, None], 0, length)
-  empty = (end <= start) | nowhere[:, None]
+  return start, end, (end <= start) | nowhere[:, None]
+
+
+def _window(low: jax.Array, high: jax.Array, length: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The pyramid's window of the regions low..high f32[N], in cells: (first i32, last i32, nowhere bool), [N]."""
+  nowhere = jnp.isnan(low) | jnp.isnan(high)
+  low, high = (jnp.clip(jnp.where(nowhere, 0.0, edge), -1.0, length + 1.0) for edge in (low, high))
+  first, last = jnp.floor(low - 0.5) + 1, jnp.ceil(high - 0.5) - 1
+  middle = jnp.floor(0.5 * (low + high))
+  hollow = last < first
+  first, last = jnp.where(hollow, middle, first), jnp.where(hollow, middle, last)
+  first, last = (jnp.clip(cell, 0, length - 1).astype(jnp.int32) for cell in (first, last))
+  return first, last, nowhere
+
+
+def _pyramid_bins(first, last, nowhere, bins: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """The bins of windows first..last i32[N]: (start i32, end i32, empty bool), [N, bins]."""
+  num_cells = (last - first + 1)[:, None]
+  index = jnp.arange(bins)
+  start, end = index * num_cells // bins, -(-(index + 1) * num_cells // bins)
+  return start + first[:, None], end + first[:, None], jnp.broadcast_to(nowhere[:, None], start.shape)
+
+
+def _cover(start: jax.Array, end: jax.Array, empty: jax.Array, length: int) -> tuple[jax.Array, ...]:
+  """The two windows, each of 2**exponent cells, that together cover each bin start..end i32[N, bins].
+
+  Returns (start of the first i32, start of the second i32, exponent i32, empty bool), each [N, bins].
+  """
   start, end = jnp.where(empty, 0, start), jnp.where(empty, 1, end)
   exponents = np.frexp(np.arange(length + 1))[1] - 1  # floor(log2(n)), exactly
   exponent = jnp.asarray(exponents, jnp.int32)[end - start]
