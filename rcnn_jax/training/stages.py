@@ -1,4 +1,7 @@
-"""The stages that a training is made of, as values: how long, with which optimiser, which parameters, which rates."""
+"""The stages that a training is made of, as values: gradient descent, and the fits in closed form that follow it.
+
+A fit takes one step of the plan. It changes the parameters of `RcnnHead` that it is named for, and no others.
+"""
 
 from __future__ import annotations
 
@@ -43,3 +46,50 @@ class Sgd:
     if steps % self.accumulate:
       raise TrainingError(f"the stage's {steps} steps are not a multiple of accumulate = {self.accumulate}")
     return steps
+
+
+@dataclasses.dataclass(frozen=True)
+class FitSvms:
+  """Linear SVMs on the trunk's features, each class against the rest, with mined hard negatives.
+
+  R-CNN, section 2.3 and appendix B. Positives are the objects' own boxes, negatives the regions that overlap no
+  object of the class by `negative_iou`; the objective is LinearSVC's, with the squared hinge (see training/svm.py).
+  """
+
+  cost: float = 0.001  # LinearSVC's C
+  positive_weight: float = 2.0  # factor on the cost of a positive
+  intercept: float = 10.0  # LinearSVC's intercept_scaling
+  norm: float = 20.0  # features are scaled to this Euclidean norm on average
+  negative_iou: float = 0.3
+  hard_score: float = -1.0  # a negative that scores above it lies within the margin: it is hard
+  easy_score: float = -1.2  # below it a negative leaves the memory
+  max_new: int = 2000  # negatives that a class gains in one round, the hardest first
+  max_rounds: int = 50
+
+  def num_steps(self, num_images: int, batch_size: int) -> int:
+    """A fit is one step."""
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FitBoxRegression:
+  """Ridge regression of each class' box deltas on the pooled features (R-CNN, appendix C)."""
+
+  penalty: float = 1000.0
+  norm: float = 20.0  # features are scaled to this Euclidean norm on average
+  min_iou: float = (
+    0.6  # a proposal is a pair with the object of the class that it overlaps most, if by more than this
+  )
+  max_pairs: int | None = None  # of a class, evenly spaced over all of them
+
+  def num_steps(self, num_images: int, batch_size: int) -> int:
+    """A fit is one step."""
+    return 1
+
+
+Stage = Sgd | FitSvms | FitBoxRegression
+
+
+def descent(stage: Stage) -> Sgd:
+  """The stage as gradient descent sees it: during a fit, every parameter is frozen."""
+  return stage if isinstance(stage, Sgd) else Sgd(steps=1, rules=(Rule(".*", frozen=True),))
