@@ -11,6 +11,8 @@ export JAX_PLATFORMS ?= cpu
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "rcnn-jax needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + ": make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
+	@# Two builds of OpenCV own the same files: the one that earlier versions asked for goes first.
+	@$(BIN)/python -m pip uninstall --quiet --quiet --quiet --yes opencv-python-headless
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
 	@touch $@
 

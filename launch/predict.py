@@ -20,8 +20,9 @@ from absl import flags
 from PIL import Image
 
 from launch import flags as launch_flags
-from rcnn_jax.data import images, pipeline
+from rcnn_jax.data import images, pipeline, proposals, selective_search
 from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.selective_search import SelectiveSearch
 from rcnn_jax.evaluation import detect, draw
 from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.types import Batch
@@ -64,7 +65,7 @@ def predict(
   """
   model = run.experiment.model.met_with(run.categories, run.keypoints)
   sizes: dict[int, tuple[int, int]] = {}
-  batches = _batches(files, run.experiment.data, sizes)
+  batches = _batches(files, run.experiment.data, sizes, chosen_search(run.experiment.data))
   results = detect.detect(model, run.variables, batches, sizes, [c.id for c in run.categories])
   names = {c.id: c.name for c in run.categories}
   entries = [_named(e, files, names) for e in results.entries if e["score"] >= min_score]
@@ -89,7 +90,24 @@ def matching_files(pattern: str) -> list[tuple[pathlib.Path, str]]:
   return [(path, path.relative_to(pathlib.Path(*parts[:fixed])).as_posix()) for path in paths]
 
 
-def _batches(files: Sequence[tuple[pathlib.Path, str]], data, sizes: dict[int, tuple[int, int]]) -> Iterator[Batch]:
+def chosen_search(data: pipeline.Data) -> SelectiveSearch | None:
+  """The search that made the run's evaluation proposals; None where the model makes its own.
+
+  Raises:
+    DataError: they are not there, or were not found by a search that can be repeated here.
+  """
+  if data.proposals is None:
+    return None
+  folder = data.proposals[1]
+  return selective_search.like(proposals.read_settings(folder), folder)
+
+
+def _batches(
+  files: Sequence[tuple[pathlib.Path, str]],
+  data: pipeline.Data,
+  sizes: dict[int, tuple[int, int]],
+  search: SelectiveSearch | None,
+) -> Iterator[Batch]:
   """A batch for each file that can be read; its size is noted in `sizes` by image id (its place, from 1)."""
   for image_id, (path, _) in enumerate(files, start=1):
     try:
@@ -98,7 +116,8 @@ def _batches(files: Sequence[tuple[pathlib.Path, str]], data, sizes: dict[int, t
       print(f"warning: {error}", file=sys.stderr)
       continue
     sizes[image_id] = image.shape[:2]
-    yield pipeline.image_batch([image], data, [image_id])
+    found = None if search is None else [search(image, str(path))]
+    yield pipeline.image_batch([image], data, [image_id], found)
 
 
 def _named(entry: dict, files: Sequence[tuple[pathlib.Path, str]], names: dict[int, str]) -> dict:

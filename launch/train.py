@@ -20,6 +20,7 @@ from rcnn_jax.evaluation import report
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models import detector
+from rcnn_jax.models.proposers import External, ProposalError
 from rcnn_jax.ops import random
 from rcnn_jax.training import checkpoint, loop
 from rcnn_jax.training import mesh as meshes
@@ -63,6 +64,7 @@ def train(
   meshes.check_batch_size(experiment.data.batch_size[0], mesh)
   source, eval_source = experiment.data.train.open(), experiment.data.eval.open()
   check_categories(source.categories, eval_source.categories)
+  check_proposals(experiment, source, eval_source)
   checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints)
   model = experiment.model.met_with(source.categories, source.keypoints)
   latest = checkpoint.latest_step(workdir)
@@ -82,6 +84,14 @@ def train(
   )
   if jax.process_index() == 0:
     report.write_report(workdir)
+
+
+def check_proposals(experiment: Experiment, source: Any, eval_source: Any) -> None:
+  """Raises DataError or ProposalError, before anything is written, unless the model has the proposals it needs."""
+  if experiment.data.proposals is None and isinstance(experiment.model.proposer, External):
+    raise ProposalError
+  for which, opened in enumerate((source, eval_source)):
+    loader.open_proposals(experiment.data, opened, which)
 
 
 def initial_variables(

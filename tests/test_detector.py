@@ -11,7 +11,7 @@ from rcnn_jax.data.source import KeypointNames
 from rcnn_jax.models.detector import Detector, RoiSampler, init_variables, trainable
 from rcnn_jax.models.heads import BoxHead, ConvTrunk, KeypointHead, MaskHead, Res5Trunk
 from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool
-from rcnn_jax.models.proposers import External
+from rcnn_jax.models.proposers import External, ProposalError
 from rcnn_jax.ops import boxes as box_ops
 from rcnn_jax.types import GroundTruth, Proposals, RoiSamples
 from tests.small_detector import CANVAS, compiled, scene_batch, small_detector, variables
@@ -190,13 +190,13 @@ def test_bfloat16_keeps_parameters_and_losses_in_float32():
 def test_external_proposals_and_roi_max_pooling_make_a_fast_rcnn():
   model = small_detector(proposer=External(), pool=RoiMaxPool(output_size=3))
   batch = scene_batch(0)
-  with pytest.raises(ValueError, match="external proposals, but the data source gives none"):
-    init_variables(model, KEY, CANVAS)
+  fresh = init_variables(model, KEY, CANVAS)
+  with pytest.raises(ProposalError, match="external proposals: set data.proposals"):
+    model.apply(fresh, batch, method="detect")
   given = Proposals(
     boxes=batch.truth.boxes, scores=np.ones(batch.truth.valid.shape, np.float32), valid=batch.truth.valid
   )
   batch = batch.replace(proposals=given)
-  fresh = model.init(jax.random.key(0), batch, method="detect")
   terms = compiled("losses", model)(fresh, batch, KEY)
   assert set(terms) == {"roi_class", "roi_box"} and all(np.isfinite(value) for value in terms.values())
 

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from rcnn_jax.data import pipeline
+from rcnn_jax.data import pipeline, proposals
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.pipeline import Data
+from rcnn_jax.data.proposals import StoredProposals
 from rcnn_jax.data.source import Source
 from rcnn_jax.types import Batch
 
@@ -142,7 +143,7 @@ def train_loader(
 
   Raises:
     DataError: no images, a negative seed, masks asked for and absent, a batch that the processes cannot share
-      equally; while iterating, an image that cannot be read.
+      equally, proposals that are not there or for other data; while iterating, an image that cannot be read.
   """
   if seed < 0:
     raise DataError(f"the seed is {seed}: it must not be negative")
@@ -157,7 +158,8 @@ def train_loader(
   if not canvases:
     raise DataError("no images to train on")
   plan = TrainPlan(canvases, batch_size=batch_size, seed=seed, num_steps=num_steps)
-  load = functools.partial(_load_rows, data, source, found.max_objects, share, seed)
+  regions = open_proposals(data, source, 0)
+  load = functools.partial(_load_rows, data, source, regions, found.max_objects, share, seed)
   return TrainIterator(grain.MapDataset.source(plan).map(load), data.workers)
 
 
@@ -183,7 +185,8 @@ def eval_batches(
   for canvas, members in sorted(groups.items()):
     members += [None] * (-len(members) % batch_size)
     plan += [Rows(0, tuple(members[at : at + batch_size]), canvas) for at in range(0, len(members), batch_size)]
-  load = functools.partial(_load_rows, data, source, found.max_objects, share, None)
+  regions = open_proposals(data, source, 1)
+  load = functools.partial(_load_rows, data, source, regions, found.max_objects, share, None)
   return EvalBatches(grain.MapDataset.source(plan).map(load))
 
 
@@ -194,16 +197,37 @@ def _share(batch_size: int, process_index: int, process_count: int) -> slice:
   return slice(process_index * rows, (process_index + 1) * rows)
 
 
-def _load_rows(data: Data, source: Source, max_objects: int, share: slice, seed: int | None, rows: Rows) -> Batch:
+def open_proposals(data: Data, source: Source, which: int) -> StoredProposals | None:
+  """The proposals of the training data (0) or of the evaluation data (1), where `data` names some.
+
+  Raises:
+    DataError: they are not there, or of another data set or version.
+  """
+  if data.proposals is None:
+    return None
+  return proposals.open_folder(
+    data.proposals[which], (data.train, data.eval)[which], source, data.num_proposals[which]
+  )
+
+
+def _load_rows(
+  data: Data,
+  source: Source,
+  regions: StoredProposals | None,
+  max_objects: int,
+  share: slice,
+  seed: int | None,
+  rows: Rows,
+) -> Batch:
   """This process' share of a batch; `seed` is None in evaluation, which draws nothing."""
   examples = []
   for index in rows.indices[share]:
     if index is None:
-      examples.append(pipeline.blank(data, source, rows.canvas, max_objects))
+      examples.append(pipeline.blank(data, source, rows.canvas, max_objects, regions))
       continue
     rng = None
     if seed is not None:
       image_id = source.annotations(index, masks=False).image_id
       rng = np.random.default_rng((seed, rows.epoch, image_id))
-    examples.append(pipeline.load(data, source, index, rows.canvas, max_objects, rng))
+    examples.append(pipeline.load(data, source, index, rows.canvas, max_objects, rng, regions))
   return pipeline.stack(examples)

@@ -11,8 +11,9 @@ import numpy as np
 
 from rcnn_jax.data import transforms
 from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.proposals import Regions, StoredProposals
 from rcnn_jax.data.source import Annotations, Source, clean, object_faults
-from rcnn_jax.types import Batch, GroundTruth
+from rcnn_jax.types import Batch, GroundTruth, Proposals
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,10 @@ class Data:
   skip_empty: bool = False  # leave images without a trainable object out of training, as Detectron2 does
   load_masks: bool = False
   load_keypoints: bool = False
+  proposals: tuple[str, str] | None = (
+    None  # (train, eval) folders of launch.prepare_data; None: the model makes its own
+  )
+  num_proposals: tuple[int, int] = (2000, 2000)  # (train, eval): so many of an image's best stand in a batch
   workers: int = 0  # processes that decode in training; 0: threads of this one
 
 
@@ -83,11 +88,20 @@ def canvas_of(size: tuple[int, int], data: Data) -> tuple[int, int]:
   return transforms.choose_canvas(transforms.resized_size(size, data.resize), data.canvases)
 
 
-def load(data: Data, source: Source, index: int, canvas, max_objects: int, rng: np.random.Generator | None) -> Batch:
+def load(
+  data: Data,
+  source: Source,
+  index: int,
+  canvas,
+  max_objects: int,
+  rng: np.random.Generator | None,
+  proposals: StoredProposals | None = None,
+) -> Batch:
   """One image of the source as an unbatched `Batch` (no leading B) of numpy arrays.
 
   Args:
     rng: the image's own generator in training; None in evaluation, which draws and augments nothing.
+    proposals: of the source; the `limit` best of each image.
 
   Raises:
     DataError: the image cannot be decoded, or has another size than its annotations say.
@@ -101,11 +115,12 @@ def load(data: Data, source: Source, index: int, canvas, max_objects: int, rng: 
     where = f"{annotations.file_name}: the file is {width} x {height}"
     raise DataError(f"{where}, its annotations are for {said_width} x {said_height}")
   annotations = annotations.take(np.arange(min(len(annotations.boxes), max_objects)))
-  return _example(data, source, image, annotations, canvas, max_objects, rng)
+  room = None if proposals is None else (proposals[index], proposals.limit)
+  return _example(data, source, image, annotations, canvas, max_objects, rng, room)
 
 
-def blank(data: Data, source: Source, canvas, max_objects: int) -> Batch:
-  """What fills up a short batch: like `load`, a black image without objects, with valid=False."""
+def blank(data: Data, source: Source, canvas, max_objects: int, proposals: StoredProposals | None = None) -> Batch:
+  """What fills up a short batch: like `load`, a black image without objects or proposals, with valid=False."""
   num_joints = len(source.keypoints.names) if source.keypoints else 0
   none = np.zeros(0, np.int32)
   annotations = Annotations(
@@ -120,19 +135,27 @@ def blank(data: Data, source: Source, canvas, max_objects: int) -> Batch:
     areas=none.astype(np.float32),
     keypoints=np.zeros((0, num_joints, 3), np.float32),
   )
-  example = _example(data, source, np.zeros((*canvas, 3), np.uint8), annotations, canvas, max_objects, None)
+  nothing = None if proposals is None else (Regions(annotations.boxes, annotations.areas), proposals.limit)
+  image = np.zeros((*canvas, 3), np.uint8)
+  example = _example(data, source, image, annotations, canvas, max_objects, None, nothing)
   return example.replace(valid=np.array(False))
 
 
-def image_batch(images: Sequence[np.ndarray], data: Data, image_ids: Sequence[int] | None = None) -> Batch:
+def image_batch(
+  images: Sequence[np.ndarray],
+  data: Data,
+  image_ids: Sequence[int] | None = None,
+  proposals: Sequence[Regions] | None = None,
+) -> Batch:
   """A batch of bare images u8[H, W, 3] (RGB), prepared as for evaluation, with no objects.
 
   The batch has the canvas of its first image, into which the others are fitted too: group the images by
-  `canvas_of` to give each its full size.
+  `canvas_of` to give each its full size. `proposals` are those of each image, for a model that makes none itself.
   """
   canvas = canvas_of(images[0].shape[:2], data)
   ids = range(1, len(images) + 1) if image_ids is None else image_ids
-  return stack([_place(data, image, int(number), canvas) for image, number in zip(images, ids)])
+  rooms = [None] * len(images) if proposals is None else [(each, data.num_proposals[1]) for each in proposals]
+  return stack([_place(data, image, int(number), canvas, room) for image, number, room in zip(images, ids, rooms)])
 
 
 def stack(examples: Sequence[Batch]) -> Batch:
@@ -147,7 +170,8 @@ def _require_masks(data: Data, annotations: Annotations) -> None:
     raise DataError(f"{annotations.file_name}: load_masks is set, but the objects have no masks")
 
 
-def _example(data, source, image, annotations: Annotations, canvas, max_objects, rng) -> Batch:
+def _example(data, source, image, annotations: Annotations, canvas, max_objects, rng, room) -> Batch:
+  """`room`: None, or (the image's Regions, how many of them the batch has room for)."""
   short_side = max(data.resize.short_side)
   if rng is not None and len(data.resize.short_side) > 1:
     short_side = int(rng.choice(data.resize.short_side))
@@ -158,8 +182,9 @@ def _example(data, source, image, annotations: Annotations, canvas, max_objects,
   if data.load_keypoints:
     keypoints = annotations.keypoints * np.array([scale[1], scale[0], 1], np.float32)
     flip_order = source.keypoints.flip_order
-  boxes = annotations.boxes * np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
-  example = transforms.Example(image, boxes, masks, keypoints, flip_order)
+  boxes = annotations.boxes * _box_scale(scale)
+  regions = None if room is None else room[0].boxes * _box_scale(scale)
+  example = transforms.Example(image, boxes, masks, keypoints, flip_order, regions)
   for augmentation in data.augmentations if rng is not None else ():
     example = augmentation(example, rng)
   truth = GroundTruth(
@@ -171,14 +196,28 @@ def _example(data, source, image, annotations: Annotations, canvas, max_objects,
     masks=None if example.masks is None else _pad(example.masks, max_objects),
     keypoints=None if example.keypoints is None else _pad(example.keypoints, max_objects),
   )
-  return _batch(example.image, scale, annotations.image_id, canvas, truth)
+  return _batch(example.image, scale, annotations.image_id, canvas, truth, _proposals(example.proposals, room))
 
 
-def _place(data: Data, image: np.ndarray, image_id: int, canvas) -> Batch:
+def _place(data: Data, image: np.ndarray, image_id: int, canvas, room) -> Batch:
   image, scale = _resize(data, image, max(data.resize.short_side), canvas)
   none = np.zeros(8, bool)
   truth = GroundTruth(np.zeros((8, 4), np.float32), np.zeros(8, np.int32), none, none, none)
-  return _batch(image, scale, image_id, canvas, truth)
+  proposals = None if room is None else _proposals(room[0].boxes * _box_scale(scale), room)
+  return _batch(image, scale, image_id, canvas, truth, proposals)
+
+
+def _proposals(boxes: np.ndarray | None, room: tuple[Regions, int] | None) -> Proposals | None:
+  """The best that there is room for; `boxes` are those of the regions as they stand on the canvas."""
+  if room is None:
+    return None
+  regions, length = room
+  scores = np.asarray(regions.scores[:length], np.float32)
+  return Proposals(_pad(boxes[:length], length), _pad(scores, length), np.arange(length) < len(scores))
+
+
+def _box_scale(scale: np.ndarray) -> np.ndarray:
+  return np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
 
 
 def _resize(data: Data, image, short_side: int, canvas):
@@ -188,7 +227,7 @@ def _resize(data: Data, image, short_side: int, canvas):
   return transforms.resize(pixels, size, data.resize.interpolation), scale
 
 
-def _batch(image: np.ndarray, scale: np.ndarray, image_id: int, canvas, truth: GroundTruth) -> Batch:
+def _batch(image: np.ndarray, scale: np.ndarray, image_id: int, canvas, truth: GroundTruth, proposals) -> Batch:
   height, width = image.shape[:2]
   pixels = np.zeros((*canvas, 3), image.dtype)
   pixels[:height, :width] = image
@@ -199,6 +238,7 @@ def _batch(image: np.ndarray, scale: np.ndarray, image_id: int, canvas, truth: G
     image_id=np.array(image_id, np.int32),
     valid=np.array(True),
     truth=truth,
+    proposals=proposals,
   )
 
 

@@ -24,6 +24,7 @@ class Example:
   masks: np.ndarray | None = None  # u8[N, 112, 112], in the frame of the box
   keypoints: np.ndarray | None = None  # f32[N, J, 3]
   flip_order: np.ndarray | None = None  # i32[J]: joint j of the mirrored object is joint flip_order[j] of the object
+  proposals: np.ndarray | None = None  # f32[n, 4], xyxy: regions that were found in the image before
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,14 +85,21 @@ class ColorJitter:
 def flip(example: Example) -> Example:
   """The mirror image: x becomes width - x."""
   width = example.image.shape[1]
-  boxes = example.boxes.copy()
-  boxes[:, [0, 2]] = width - example.boxes[:, [2, 0]]
+  mirrored = lambda boxes: np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=-1)
+  proposals = None if example.proposals is None else mirrored(example.proposals)
   masks = None if example.masks is None else example.masks[:, :, ::-1]
   keypoints = None
   if example.keypoints is not None:
     keypoints = example.keypoints[:, example.flip_order]
     keypoints[..., 0] = np.where(keypoints[..., 2] > 0, width - keypoints[..., 0], keypoints[..., 0])
-  return dataclasses.replace(example, image=example.image[:, ::-1], boxes=boxes, masks=masks, keypoints=keypoints)
+  return dataclasses.replace(
+    example,
+    image=example.image[:, ::-1],
+    boxes=mirrored(example.boxes),
+    masks=masks,
+    keypoints=keypoints,
+    proposals=proposals,
+  )
 
 
 def resized_size(size: tuple[int, int], rule: Resize, short_side: int | None = None) -> tuple[int, int]:

@@ -27,6 +27,7 @@ class RoiSampler:
   foreground_fraction: float = 0.25
   foreground_iou: float = 0.5
   background_iou: float = 0.5
+  background_floor: float = 0.0  # a proposal of lower IoU is not drawn either; Fast R-CNN: 0.1, hard examples only
   add_truth: bool = True  # the ground-truth boxes join the proposals
 
   def __call__(self, proposals: Proposals, truth: GroundTruth, key: Array) -> RoiSamples:
@@ -45,7 +46,7 @@ class RoiSampler:
     samples = assign.sample(
       key,
       matches.foreground,
-      matches.background,
+      matches.background & (matches.iou >= self.background_floor),
       num_samples=self.num_samples,
       foreground_fraction=self.foreground_fraction,
     )
@@ -109,6 +110,11 @@ class Detector(nn.Module):
     if self.keypoint is not None:
       found = found.replace(keypoints=self.keypoint.keypoints(self.locate(features, found.boxes), found.boxes))
     return found
+
+  def propose(self, batch: Batch) -> Proposals:
+    """The regions [B, N] that `detect` classifies, boxes in canvas pixels."""
+    features = self.backbone(self.normalise(batch), False)
+    return self.proposer(features, self.backbone.strides, batch, None)[0]
 
   def embed(self, features: tuple[Array, ...], rois: Array, key: Array | None, valid: Array) -> Array:
     """rois f32[B, R, 4] -> what the trunk makes of them, f[B, R, C], or f[B, R, P, P, C] where it keeps the cells.

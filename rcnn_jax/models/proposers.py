@@ -13,14 +13,21 @@ from rcnn_jax.types import Array, Batch, Proposals
 normal = nn.initializers.normal
 
 
+class ProposalError(ValueError):
+  """A model that takes external proposals and is given none."""
+
+  def __init__(self):
+    super().__init__("the model takes external proposals: set data.proposals to folders of launch.prepare_data")
+
+
 class External(nn.Module):
   """Proposals that came with the batch, as those of selective search (R-CNN, SPPnet, Fast R-CNN)."""
 
   @nn.compact
   def __call__(self, features: tuple[Array, ...], strides: tuple[int, ...], batch: Batch, key: Array | None):
-    """Returns (batch.proposals, no losses); raises ValueError where the batch carries none."""
+    """Returns (batch.proposals, no losses); raises ProposalError where the batch carries none."""
     if batch.proposals is None:
-      raise ValueError("the model takes external proposals, but the data source gives none")
+      raise ProposalError
     return batch.proposals, {}
 
 
