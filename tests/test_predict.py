@@ -16,7 +16,9 @@ from rcnn_jax.evaluation.detect import EvaluationError
 from tests import scenes
 
 EXPERIMENT = types.SimpleNamespace(model=scenes.ColourFinder(masks=True), data=scenes.DATA)
-RUN = types.SimpleNamespace(experiment=EXPERIMENT, categories=scenes.CATEGORIES, variables=scenes.VARIABLES)
+RUN = types.SimpleNamespace(
+  experiment=EXPERIMENT, categories=scenes.CATEGORIES, keypoints=None, variables=scenes.VARIABLES
+)
 
 
 def scene():
