@@ -107,8 +107,8 @@ def resized_size(size: tuple[int, int], rule: Resize, short_side: int | None = N
   short_side = short_side or max(rule.short_side)
   if rule.rounding == "down":
     return _scaled(size, min(short_side / min(size), rule.long_side / max(size)))
-  # Detectron2's two steps: the product of both factors can fall on the other side of a half.
-  sides = [side * (short_side / min(size)) for side in size]
+  # Detectron2's steps, one by one: a product of both factors can fall on the other side of a half.
+  sides = [short_side if side == min(size) else side * (short_side / min(size)) for side in size]
   shrink = min(1.0, rule.long_side / max(sides))
   return tuple(max(1, math.floor(side * shrink + 0.5)) for side in sides)
 
