@@ -69,6 +69,8 @@ DETECTRON2_MODELS = {
   "mask_rcnn_R_50_FPN_3x": "COCO-InstanceSegmentation",
   "keypoint_rcnn_R_50_FPN_3x": "COCO-Keypoints",
 }
+# Those whose detections are recorded; what is left of a Mask R-CNN without its masks is the Faster R-CNN.
+DETECTRON2_RECORDED = ("mask_rcnn_R_50_FPN_3x", "keypoint_rcnn_R_50_FPN_3x")
 # Its losses, of a smaller network: every anchor and every proposal is a sample, so that nothing depends on a draw.
 DETECTRON2_LOSSES = {
   "MODEL.RESNETS.DEPTH": 18,
@@ -131,6 +133,8 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
   limit = math.sqrt(6.0 / math.prod(shape[1:]))  # He's variance
   # Boxes stay near their anchors and proposals, and no class wins everywhere.
   limit *= {"bbox_pred": 0.1, "anchor_deltas": 0.1, "cls_score": 0.3}.get(name.split(".")[-2], 1.0)
+  if name.endswith("cls_score.weight") and shape[1] == 2048:
+    limit *= 10  # the means over the cells of C4's regions are nearly alike
   if name.endswith("stem.conv1.weight"):
     limit /= 57  # Detectron2's pixels are not divided by their standard deviation
   return uniform(name, shape, -limit, limit)

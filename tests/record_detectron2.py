@@ -4,10 +4,10 @@ Runs in an environment of its own, with Detectron2 and what it needs, from the r
 
     V/bin/python -m tests.record_detectron2 [NAME ...]
 
-NAMEs are those of filling.DETECTRON2_MODELS, `losses` and `names`, all of them by default. Models are those of
+NAMEs are those of filling.DETECTRON2_RECORDED, `losses` and `names`, all of them by default. Models are those of
 Detectron2's own configurations, with the few changes of filling.DETECTRON2; weights come from tests/filling.py by
 their names, so that a fixture holds answers alone, and with them the versions and the date. Needs
-../shared/data/coco_mini beside the checkout.
+../shared/data/coco_mini beside the checkout; of Detectron2, its Python part is enough.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def main(chosen: list[str]) -> None:
   FIXTURES.mkdir(parents=True, exist_ok=True)
   modules = (detectron2, torch, torchvision, np)
   recorded = [*(f"{module.__name__} {module.__version__}" for module in modules), str(datetime.date.today())]
-  for name in chosen or [*filling.DETECTRON2_MODELS, "losses", "names"]:
+  for name in chosen or [*filling.DETECTRON2_RECORDED, "losses", "names"]:
     if name == "names":
       names()
       continue
