@@ -98,7 +98,8 @@ def classes(experiment: Experiment, num_labels: int) -> tuple[tuple[Any, ...], A
     return source.categories, source.keypoints, f"those of {type(experiment.data.eval).__name__} (data.eval)"
   except (DataError, OSError):
     number = experiment.model.num_classes or num_labels
-    return labels.categories(number), None, "the source's own labels (no data at hand)"
+    keypoints = labels.joints(experiment.model.num_keypoints)
+    return labels.categories(number, keypoints), keypoints, "the source's own labels (no data at hand)"
 
 
 def imported(

@@ -71,7 +71,8 @@ def predict(
   entries = [_named(e, files, names) for e in results.entries if e["score"] >= min_score]
   output.mkdir(parents=True, exist_ok=True)
   (output / "detections.json").write_text(json.dumps(entries, allow_nan=False) + "\n")
-  _write_pictures(files, sizes, entries, names, output)
+  skeleton = run.keypoints.skeleton if run.keypoints else ()
+  _write_pictures(files, sizes, entries, names, skeleton, output)
   print(f"{len(entries)} objects in {len(sizes)} images; written to {output}")
   return [path for image_id, (path, _) in enumerate(files, start=1) if image_id not in sizes]
 
@@ -129,6 +130,7 @@ def _write_pictures(
   sizes: dict,
   entries: Sequence[dict],
   names: dict[int, str],
+  skeleton: Sequence[tuple[int, int]],
   output: pathlib.Path,
 ) -> None:
   """A PNG named like each image; of files that differ only in their ending, the later keep it in their name."""
@@ -140,7 +142,8 @@ def _write_pictures(
     taken.add(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     found = [e for e in entries if e["image_id"] == image_id]
-    Image.fromarray(draw.draw(images.read(path, upright=True), found, names)).save(target)
+    picture = draw.draw(images.read(path, upright=True), found, names, skeleton=skeleton)
+    Image.fromarray(picture).save(target)
 
 
 if __name__ == "__main__":

@@ -88,6 +88,11 @@ DETECTRON2_LOSSES = {
 MODEL_LIMITS = {"short_side": 128, "long_side": 160, "num_proposals": 200, "max_detections": 25, "logit_spread": 2.0}
 
 
+# The small Keypoint R-CNN: the same with a keypoint head of so many joints and channels of two convolutions.
+NUM_KEYPOINTS = 5
+KEYPOINT_CHANNELS = (16, 16)
+
+
 def uniform(name: str, shape: tuple[int, ...], low: float = 0.0, high: float = 1.0) -> np.ndarray:
   """f32[shape], uniform in [low, high), the same for the same name on every machine."""
   raw = np.random.PCG64(zlib.crc32(name.encode())).random_raw(math.prod(shape))
@@ -287,6 +292,37 @@ def mask_targets(crops: np.ndarray, frames: np.ndarray, regions: np.ndarray, siz
       weights.append((near * ((share >= 0) & (share <= 1))[:, None]).reshape(size, 2, -1).mean(1))
     target[:] = weights[0] @ crop @ weights[1].T >= 0.5
   return targets
+
+
+def loss_keypoints() -> list[np.ndarray]:
+  """f32[3, J, 3] for each image of `loss_case`: joints in and about its boxes, of every visibility."""
+  keypoints = []
+  for i, boxes in enumerate(loss_case()[1]):
+    share = uniform(f"loss.keypoints{i}", (3, NUM_KEYPOINTS, 2), -0.2, 1.2)
+    points = boxes[:, None, :2] + share * (boxes[:, None, 2:] - boxes[:, None, :2])
+    visibility = integers(f"loss.visibility{i}", (3, NUM_KEYPOINTS, 1), 0, 3)
+    keypoints.append(np.concatenate([points, visibility], axis=2).astype(np.float32))
+  return keypoints
+
+
+def heat_map_case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """(keypoints f32[12, 5, 3], regions f32[12, 4], logits f32[12, 56, 56, 5]) of regions of 2 to 600 pixels.
+
+  The first joints lie on the borders of their region; the logits are noise of half that size, enlarged by repetition
+  and smoothed, as high in places that are far from each other.
+  """
+  sides = np.geomspace(2, 600, 12)
+  low = uniform("heat_maps.low", (12, 2), 0, 40)
+  regions = np.concatenate([low, low + sides[:, None] * uniform("heat_maps.sides", (12, 2), 0.5, 1)], axis=1)
+  share = uniform("heat_maps.joints", (12, NUM_KEYPOINTS, 2), -0.1, 1.1)
+  points = regions[:, None, :2] + share * (regions[:, None, 2:] - regions[:, None, :2])
+  points[:, 0], points[:, 1, 0] = regions[:, 2:], regions[:, 0]
+  visibility = integers("heat_maps.visibility", (12, NUM_KEYPOINTS, 1), 0, 3)
+  logits = uniform("heat_maps.logits", (12, 28, 28, NUM_KEYPOINTS), -8, 8).repeat(2, axis=1).repeat(2, axis=2)
+  for axis in (1, 2):
+    logits = (np.roll(logits, 1, axis) + 2 * logits + np.roll(logits, -1, axis)) / 4
+  keypoints = np.concatenate([points, visibility], axis=2)
+  return keypoints.astype(np.float32), regions.astype(np.float32), logits.astype(np.float32)
 
 
 def detect_images() -> dict[str, np.ndarray]:

@@ -48,7 +48,12 @@ def filled_detector(shapes: dict, detector: Detector, library: Library = torchvi
 
 
 def pair_up(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-  """bool[N]: which of their detections f32[N, 6] (box, score, class) have a twin among ours, none used twice.
+  """bool[N]: which of their detections f32[N, 6] (box, score, class) have a twin among ours, none used twice."""
+  return twins_of(ours, theirs) >= 0
+
+
+def twins_of(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
+  """i64[N]: the row of the twin among ours f32[M, 6] of each of their detections f32[N, 6], or -1; none used twice.
 
   A twin is of the same class, with an IoU of at least 0.99 and a score within 0.001.
   """
@@ -59,11 +64,11 @@ def pair_up(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
   overlap = shared / (area(ours)[:, None] + area(theirs) - shared)
   near = np.abs(ours[:, None, 4] - theirs[:, 4]) <= 1e-3
   twins = (overlap >= 0.99) & near & (ours[:, None, 5] == theirs[:, 5])
-  found = np.zeros(len(theirs), bool)
+  found = np.full(len(theirs), -1)
   for column in range(len(theirs)):
     candidates = np.flatnonzero(twins[:, column])
     if len(candidates):
       best = candidates[overlap[candidates, column].argmax()]
       twins[best] = False
-      found[column] = True
+      found[column] = best
   return found

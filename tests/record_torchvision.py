@@ -24,7 +24,7 @@ import torch
 import torchvision
 from torch.nn.functional import interpolate
 from torchvision import ops
-from torchvision.models.detection import MaskRCNN, _utils, roi_heads
+from torchvision.models.detection import KeypointRCNN, MaskRCNN, _utils, roi_heads
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -228,15 +228,24 @@ def features() -> dict:
   }
 
 
-def detector(sides: tuple[int, int]) -> MaskRCNN:
-  """The small Mask R-CNN over a ResNet-18-FPN; every candidate is sampled in training, so that nothing is drawn."""
+def detector(
+  sides: tuple[int, int], kind: type[MaskRCNN | KeypointRCNN] = MaskRCNN, **heads: torch.nn.Module
+) -> MaskRCNN | KeypointRCNN:
+  """The small Mask R-CNN over a ResNet-18-FPN; every candidate is sampled in training, so that nothing is drawn.
+
+  `kind` with its `heads` makes it another detector.
+  """
   setting = filling.DETECTOR
   width = setting["trunk_width"]
   backbone = resnet_fpn_backbone(
     backbone_name="resnet18", weights=None, norm_layer=ops.FrozenBatchNorm2d, trainable_layers=5
   )
   mask_widths = setting["mask_widths"]
-  model = MaskRCNN(
+  heads = heads or {
+    "mask_head": MaskRCNNHeads(backbone.out_channels, mask_widths, 1),
+    "mask_predictor": MaskRCNNPredictor(mask_widths[-1], mask_widths[-1], setting["num_classes"] + 1),
+  }
+  model = kind(
     backbone,
     min_size=sides[0],
     max_size=sides[1],
@@ -253,8 +262,7 @@ def detector(sides: tuple[int, int]) -> MaskRCNN:
     box_predictor=FastRCNNPredictor(width, setting["num_classes"] + 1),
     box_score_thresh=setting["score_threshold"],
     box_detections_per_img=setting["max_detections"],
-    mask_head=MaskRCNNHeads(backbone.out_channels, mask_widths, 1),
-    mask_predictor=MaskRCNNPredictor(mask_widths[-1], mask_widths[-1], setting["num_classes"] + 1),
+    **heads,
   )
   return fill(model)
 

@@ -42,6 +42,7 @@ def detectors() -> dict[str, torch.nn.Module]:
   resnet18 = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
   return {
     "fasterrcnn_resnet18_fpn": detection.FasterRCNN(resnet18, num_classes=91),
+    "keypointrcnn_resnet50_fpn": detection.keypointrcnn_resnet50_fpn(weights=None, weights_backbone=None),
     "maskrcnn_resnet50_fpn": detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None),
     "maskrcnn_resnet50_fpn_v2": detection.maskrcnn_resnet50_fpn_v2(weights=None, weights_backbone=None),
   }

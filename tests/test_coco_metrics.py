@@ -16,10 +16,12 @@ from pycocotools.cocoeval import COCOeval
 
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.evaluation.coco import coco_metrics, truth_dataset
-from rcnn_jax.evaluation.detect import Results
+from rcnn_jax.evaluation.detect import Results, image_entries
 from rcnn_jax.evaluation.evaluate import measure, tables
+from rcnn_jax.types import Detections
 from tests.scenes import CATEGORIES, annotations, entry
 
+PEOPLE = pathlib.Path(__file__).parents[2] / "shared/data/coco_mini/annotations/person_keypoints_val2017.json"
 BOX, FAR = [10, 10, 50, 40], [60, 60, 90, 90]
 # pycocotools' summaries, in their order.
 DETECTION = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR{most}", "ARs", "ARm", "ARl"]
@@ -224,6 +226,29 @@ def test_joints_that_are_not_coco_s_are_measured_too():
   images = [annotations(1, [BOX], [1], keypoints=points)]
   numbers = metrics_of(images, [entry(1, 7, BOX, 0.9, keypoints=points.reshape(-1).tolist())], kind="keypoints")
   assert numbers["keypoints/AP"] == pytest.approx(1)
+
+
+@pytest.mark.skipif(not PEOPLE.exists(), reason="needs ../shared/data, which is not part of the project")
+def test_the_joints_of_coco_s_people_given_as_detections_have_an_ap_of_one():
+  source = CocoFolder(str(PEOPLE.parents[1] / "val2017"), str(PEOPLE)).open()
+  every = [source.annotations(i, masks=False) for i in range(len(source))]
+  sizes = {one.image_id: one.size for one in every}
+  entries = []
+  for one in every:
+    people = one.take(np.flatnonzero(~one.crowd))
+    scale = np.float32([0.5, 0.75])  # canvas pixels per original pixel, (vertical, horizontal)
+    found = Detections(
+      boxes=people.boxes * np.tile(scale[::-1], 2),
+      scores=np.full(len(people.boxes), 0.9, np.float32),
+      classes=people.classes,
+      valid=np.ones(len(people.boxes), bool),
+      keypoints=people.keypoints * np.append(scale[::-1], 1),
+    )
+    entries += image_entries(found, one.image_id, scale, sizes[one.image_id], [c.id for c in source.categories])
+  metrics, _ = measure(truth_dataset(every, source.categories), Results(entries, ("bbox", "keypoints")))
+  # COCO counts 20 detections an image, which in a crowded one are not all.
+  assert metrics["keypoints/AP"] >= 0.98
+  assert "keypoints" in tables(metrics, ["person"])
 
 
 def test_perfect_results():

@@ -83,10 +83,10 @@ def test_a_polygon_of_two_points_is_left_out_and_nothing_left_is_an_empty_mask(t
 
 def test_keypoints_and_their_mirror_pairs(tmp_path):
   data = contents()
-  data["categories"][0]["keypoints"] = ["nose", "left_eye", "right_eye"]
+  data["categories"][0] |= {"keypoints": ["nose", "left_eye", "right_eye"], "skeleton": [[1, 2], [1, 3], [3, 4]]}
   data["annotations"][0]["keypoints"] = [1, 2, 2, 3, 4, 1, 0, 0, 0]
   source = write(tmp_path, data).open()
-  assert source.keypoints == KeypointNames(("nose", "left_eye", "right_eye"), ((1, 2),))
+  assert source.keypoints == KeypointNames(("nose", "left_eye", "right_eye"), ((1, 2),), ((0, 1), (0, 2)))
   assert source.keypoints.flip_order.tolist() == [0, 2, 1]
   keypoints = source.annotations(0).keypoints
   assert keypoints[0].tolist() == [[1, 2, 2], [3, 4, 1], [0, 0, 0]]

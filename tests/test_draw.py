@@ -59,6 +59,16 @@ def test_keypoints_are_dots_and_those_not_annotated_are_left_out():
   assert tuple(picture[10, 10]) == (90, 90, 90)
 
 
+def test_limbs_join_the_joints_that_are_there():
+  points = [30, 40, 2, 50, 40, 2, 40, 25, 0]
+  drawn = lambda limbs: draw(
+    GREY, [truth(7, [20, 20, 60, 55], keypoints=points)], NAMES, skeleton=limbs, long_side=80
+  )
+  assert tuple(drawn([(0, 1)])[40, 40]) == class_colours(NAMES)[7]
+  assert tuple(drawn([])[40, 40]) == (90, 90, 90)
+  assert np.array_equal(drawn([(0, 2)]), drawn([]))  # the third joint is not labelled
+
+
 def test_every_class_has_a_colour_of_its_own():
   colours = class_colours({n: str(n) for n in range(80)})
   assert len(set(colours.values())) == 80

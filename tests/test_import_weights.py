@@ -18,7 +18,7 @@ from launch.import_weights import import_run
 from rcnn_jax import experiment as experiments
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.models.detector import init_variables
-from rcnn_jax.models.heads import MaskHead
+from rcnn_jax.models.heads import KeypointHead, MaskHead
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.training import checkpoint
 from rcnn_jax.weights import labels, torchvision
@@ -72,7 +72,10 @@ def assert_equal(ours, theirs):
     np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
 
 
-@pytest.mark.parametrize("builder", ["fasterrcnn_resnet18_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
+@pytest.mark.parametrize(
+  "builder",
+  ["fasterrcnn_resnet18_fpn", "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"],
+)
 def test_the_names_and_shapes_are_those_of_torchvisions_state_dict(builder):
   model = experiments.load(f"torchvision_{builder}").model
   shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
@@ -122,6 +125,20 @@ def test_the_mask_of_the_background_is_left_out_too():
 def test_deconvolutions_have_their_inputs_first_there():
   ours = numbers()["params"]["mask"]["deconv"]["kernel"]
   np.testing.assert_array_equal(tensors()["roi_heads.mask_predictor.conv5_mask.weight"][1, 2, 0, 1], ours[0, 1, 1, 2])
+
+
+def test_a_keypoint_head_comes_back_from_its_export():
+  head = KeypointHead(pool=RoiAlign(output_size=14, num_levels=4), num_convs=2, channels=8)
+  model = small().model.clone(mask=None, keypoint=head, num_keypoints=3)
+  shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  drawn = jax.tree.map(lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape), shapes)
+  drawn = jax.tree.map(np.float32, drawn)
+  theirs = torchvision.export(drawn, model)
+  kernel = theirs["roi_heads.keypoint_predictor.kps_score_lowres.weight"]
+  assert kernel.shape == (8, 3, 4, 4)  # inputs first
+  assert kernel[1, 2, 0, 3] == drawn["params"]["keypoint"]["deconv"]["kernel"][0, 3, 1, 2]
+  assert "roi_heads.keypoint_head.2.bias" in theirs  # every other layer there is a ReLU
+  assert_equal(torchvision.load(theirs, shapes, model), drawn)
 
 
 def test_convolutions_are_transposed():
@@ -176,6 +193,19 @@ def write_coco(folder: pathlib.Path) -> None:
     "annotations": objects,
   }
   (folder / "a.json").write_text(json.dumps(contents))
+
+
+def test_labels_of_coco_s_people():
+  names = labels.joints(17)
+  assert (names.names[0], names.names[16], len(names.flip_pairs), len(names.skeleton)) == (
+    "nose",
+    "right_ankle",
+    8,
+    19,
+  )
+  assert labels.joints(5) is None and labels.joints(None) is None
+  assert [c.name for c in labels.categories(1, names)] == ["person"]
+  assert [c.name for c in labels.categories(1)] == ["label 1"]
 
 
 def test_coco_by_id_has_a_class_for_every_id(tmp_path):

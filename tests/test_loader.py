@@ -226,6 +226,11 @@ def test_images_without_trainable_objects_can_be_skipped():
   assert ids == {2, 3, 4, 5, 6, 7}
 
 
+def test_images_with_few_labelled_joints_can_be_skipped():
+  settings = data(load_keypoints=True, min_keypoints=5)  # rectangles have two, and the third of an image is a crowd
+  assert {int(number) for batch in take(train(settings), 12) for number in batch.image_id} == {5, 6, 7}
+
+
 # ---- evaluation --------------------------------------------------------------------------------------------------
 
 

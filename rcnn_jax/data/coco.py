@@ -20,8 +20,8 @@ class CocoFolder:
   """A data set in COCO's layout: `images` is the folder, `annotations` the JSON file.
 
   Classes are the file's categories by rising id (ids need not be contiguous). Segmentations may be polygons or run
-  lengths, compressed or not. Keypoints are read where a category names them, and joints whose names differ only in
-  left and right are each other's mirror image.
+  lengths, compressed or not. Keypoints and limbs are read where a category names them, and joints whose names
+  differ only in left and right are each other's mirror image.
   """
 
   images: str
@@ -35,8 +35,8 @@ class CocoFolder:
       raise DataError(f"{folder}: no such folder")
     contents = _contents(path)
     categories = sorted(contents["categories"], key=lambda category: category["id"])
-    joints = next((category["keypoints"] for category in categories if category.get("keypoints")), None)
-    faults, legible = _examine(contents, path, len(joints or ()))
+    jointed = next((category for category in categories if category.get("keypoints")), None)
+    faults, legible = _examine(contents, path, len(jointed["keypoints"]) if jointed else 0)
     of_image = collections.defaultdict(list)
     for entry in legible:
       of_image[entry["image_id"]].append(entry)
@@ -44,7 +44,7 @@ class CocoFolder:
       raise_first(faults + _missing_images(contents, folder))
     return CocoSource(
       categories=tuple(Category(category["id"], category["name"]) for category in categories),
-      keypoints=KeypointNames.from_names(joints) if joints else None,
+      keypoints=jointed and _keypoint_names(jointed),
       folder=folder,
       entries=tuple((image, tuple(of_image[image["id"]])) for image in contents["images"]),
       faults=tuple(faults),
@@ -137,6 +137,12 @@ def _are_numbers(values, count: int) -> bool:
 
 def _is_number(value) -> bool:
   return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _keypoint_names(category: dict) -> KeypointNames:
+  joints = range(len(category["keypoints"]))
+  limbs = [(a - 1, b - 1) for a, b in category.get("skeleton") or ()]  # counted from 1 in the file
+  return KeypointNames.from_names(category["keypoints"], [(a, b) for a, b in limbs if a in joints and b in joints])
 
 
 def _keypoints(entries, num_joints: int, offset: float) -> np.ndarray:

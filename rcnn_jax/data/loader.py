@@ -153,7 +153,8 @@ def train_loader(
   canvases = [
     (index, pipeline.canvas_of(size, data))
     for index, size in enumerate(found.sizes)
-    if found.num_trainable[index] or not data.skip_empty
+    if (found.num_trainable[index] or not data.skip_empty)
+    and (found.num_keypoints[index] >= data.min_keypoints or not data.load_keypoints)
   ]
   if not canvases:
     raise DataError("no images to train on")

@@ -37,6 +37,7 @@ class Data:
   skip_empty: bool = False  # leave images without a trainable object out of training, as Detectron2 does
   load_masks: bool = False
   load_keypoints: bool = False
+  min_keypoints: int = 0  # with load_keypoints: leave images with fewer labelled joints out of training
   proposals: tuple[str, str] | None = (
     None  # (train, eval) folders of launch.prepare_data; None: the model makes its own
   )
@@ -50,6 +51,7 @@ class Survey:
 
   sizes: tuple[tuple[int, int], ...]  # n original sizes, (height, width)
   num_trainable: np.ndarray  # i32[n], objects that are neither faulty nor crowds
+  num_keypoints: np.ndarray  # i32[n], labelled joints of these; 0 where keypoints are not loaded
   max_objects: int
 
 
@@ -61,7 +63,7 @@ def survey(data: Data, source: Source) -> Survey:
   """
   if data.load_keypoints and source.keypoints is None:
     raise DataError("load_keypoints is set, but the data set names no keypoints")
-  sizes, num_trainable, counts, faults = [], [], [], []
+  sizes, num_trainable, num_keypoints, counts, faults = [], [], [], [], []
   for index in range(len(source)):
     annotations = source.annotations(index, masks=data.load_masks)
     _require_masks(data, annotations)
@@ -69,7 +71,10 @@ def survey(data: Data, source: Source) -> Survey:
     faults += [f"{annotations.file_name}: object {annotations.ids[row]}: {why}" for row, why in faulty.items()]
     sizes.append(annotations.size)
     counts.append(len(annotations.boxes) - len(faulty))
-    num_trainable.append(sum(1 for row, crowd in enumerate(annotations.crowd) if not crowd and row not in faulty))
+    trainable = [row for row, crowd in enumerate(annotations.crowd) if not crowd and row not in faulty]
+    num_trainable.append(len(trainable))
+    labelled = annotations.keypoints[trainable, :, 2] > 0 if data.load_keypoints else ()
+    num_keypoints.append(np.count_nonzero(labelled))
   if faults:
     logger.warning("faulty objects dropped: %d (first: %s)", len(faults), faults[0])
   max_objects = data.max_objects
@@ -80,7 +85,7 @@ def survey(data: Data, source: Source) -> Survey:
     name = source.annotations(excess[0][0], masks=False).file_name
     total = sum(number for _, number in excess)
     logger.warning("objects beyond max_objects=%d dropped: %d (first: %s)", max_objects, total, name)
-  return Survey(tuple(sizes), np.array(num_trainable, np.int32), max_objects)
+  return Survey(tuple(sizes), np.array(num_trainable, np.int32), np.array(num_keypoints, np.int32), max_objects)
 
 
 def canvas_of(size: tuple[int, int], data: Data) -> tuple[int, int]:

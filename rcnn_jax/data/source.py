@@ -24,13 +24,17 @@ class Category:
 
 @dataclasses.dataclass(frozen=True)
 class KeypointNames:
-  """The joints of an object, in order, and the pairs of them that a mirror exchanges."""
+  """The joints of an object, in order, the pairs of them that a mirror exchanges, and those that limbs join.
+
+  Joints are counted from 0.
+  """
 
   names: tuple[str, ...]
   flip_pairs: tuple[tuple[int, int], ...]
+  skeleton: tuple[tuple[int, int], ...] = ()
 
   @classmethod
-  def from_names(cls, names) -> KeypointNames:
+  def from_names(cls, names, skeleton=()) -> KeypointNames:
     """Joints whose names differ only in left_ and right_ are each other's mirror image."""
     names = tuple(names)
     pairs = tuple(
@@ -38,7 +42,7 @@ class KeypointNames:
       for name in names
       if "left" in name and name.replace("left", "right", 1) in names
     )
-    return cls(names, pairs)
+    return cls(names, pairs, tuple((int(a), int(b)) for a, b in skeleton))
 
   @property
   def flip_order(self) -> np.ndarray:

@@ -31,32 +31,17 @@ PALETTE: tuple[Colour, ...] = (
 INK, PAPER, QUIET = (24, 28, 36), (255, 255, 255), (110, 118, 132)
 MASK_OPACITY, RIM_OPACITY = 0.42, 0.85  # a rim shows where a mask ends, whatever the colours below it
 MANY = 20  # objects of one sole class, from which its name is not repeated in each label
-# Joined joints (first is 0) of COCO's 17 keypoints.
-SKELETON = (
-  (15, 13),
-  (13, 11),
-  (16, 14),
-  (14, 12),
-  (11, 12),
-  (5, 11),
-  (6, 12),
-  (5, 6),
-  (5, 7),
-  (6, 8),
-  (7, 9),
-  (8, 10),
-  (1, 2),
-  (0, 1),
-  (0, 2),
-  (1, 3),
-  (2, 4),
-  (3, 5),
-  (4, 6),
-)
 LINE_SHADE = 0.55  # the dark rim under a line, so that it is seen on a light background as well
 
 
-def draw(image: np.ndarray, objects: Sequence[dict], names: Mapping[int, str], *, long_side: int = 960) -> np.ndarray:
+def draw(
+  image: np.ndarray,
+  objects: Sequence[dict],
+  names: Mapping[int, str],
+  *,
+  skeleton: Sequence[tuple[int, int]] = (),
+  long_side: int = 960,
+) -> np.ndarray:
   """The image, enlarged to be legible if it is small, with its objects drawn on it.
 
   A label that would cover an earlier one (of higher score) is left out; the colour still tells the class.
@@ -66,6 +51,7 @@ def draw(image: np.ndarray, objects: Sequence[dict], names: Mapping[int, str], *
     objects: in COCO's form: category_id, bbox [x, y, w, h] in pixels of the image, and if present score,
       segmentation (run lengths) and keypoints; iscrowd and difficult are named in the label.
     names: class name by category id; their order gives the colours.
+    skeleton: the joints, counted from 0, that limbs join.
     long_side: pixels; smaller images are enlarged to about this, larger ones stay as they are.
 
   Returns:
@@ -81,7 +67,7 @@ def draw(image: np.ndarray, objects: Sequence[dict], names: Mapping[int, str], *
   width = max(2, round(max(size) / 400))
   for one in ordered:
     _draw_box(pen, _scaled_box(one, factor), colours[one["category_id"]], width)
-    _draw_keypoints(pen, one, factor, colours[one["category_id"]], width)
+    _draw_keypoints(pen, one, skeleton, factor, colours[one["category_id"]], width)
   best_first = sorted(objects, key=lambda one: -one.get("score", 1.0))
   _draw_labels(pen, best_first, names, factor, size, width)
   return np.asarray(canvas)
@@ -99,6 +85,7 @@ def side_by_side(
   detections: Sequence[dict],
   names: Mapping[int, str],
   *,
+  skeleton: Sequence[tuple[int, int]] = (),
   title: str = "",
   min_score: float = 0.0,
 ) -> np.ndarray:
@@ -108,7 +95,7 @@ def side_by_side(
   """
   shown = [d for d in detections if d["score"] >= min_score]
   long_side = 960 if image.shape[1] < 1.2 * image.shape[0] else 1120
-  left, right = (draw(image, objects, names, long_side=long_side) for objects in (truth, shown))
+  left, right = (draw(image, objects, names, skeleton=skeleton, long_side=long_side) for objects in (truth, shown))
   gap, head, foot = 16, 44, 44
   height, width = left.shape[:2]
   canvas = Image.new("RGB", (2 * width + 3 * gap, height + head + foot), PAPER)
@@ -160,12 +147,19 @@ def _draw_box(pen: ImageDraw.ImageDraw, box: Sequence[float], colour: Colour, wi
   pen.rectangle((x1, y1, x2, y2), outline=colour, width=width)
 
 
-def _draw_keypoints(pen: ImageDraw.ImageDraw, one: dict, factor: float, colour: Colour, width: int) -> None:
-  """Dots and, of COCO's people, limbs; ground truth's joints that are not annotated (visibility 0) are left out."""
+def _draw_keypoints(
+  pen: ImageDraw.ImageDraw,
+  one: dict,
+  skeleton: Sequence[tuple[int, int]],
+  factor: float,
+  colour: Colour,
+  width: int,
+) -> None:
+  """Dots and limbs; ground truth's joints that are not annotated (visibility 0) are left out."""
   points = np.asarray(one.get("keypoints") or [], np.float64).reshape(-1, 3)
   shown = (points[:, 2] > 0) | ("score" in one)
   points = points[:, :2] * factor
-  for a, b in SKELETON if len(points) == 17 else ():
+  for a, b in skeleton if len(points) else ():
     if shown[a] and shown[b]:
       pen.line((*points[a], *points[b]), fill=colour, width=width)
   for x, y in points[shown]:

@@ -160,11 +160,18 @@ def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence
   for stale in outdir.glob("*.png"):
     stale.unlink()
   names = {c["id"]: c["name"] for c in truth["categories"]}
+  skeleton = source.keypoints.skeleton if source.keypoints else ()
   for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)):
     image = truth["images"][index]
     objects, found = ([o for o in group if o["image_id"] == image["id"]] for group in (truth["annotations"], entries))
     picture = draw.side_by_side(
-      source.image(int(index)), objects, found, names, title=image["file_name"], min_score=PICTURE_MIN_SCORE
+      source.image(int(index)),
+      objects,
+      found,
+      names,
+      skeleton=skeleton,
+      title=image["file_name"],
+      min_score=PICTURE_MIN_SCORE,
     )
     # Two folders may hold images of one name.
     name = "_".join(pathlib.PurePath(image["file_name"]).with_suffix("").parts).strip("/_")

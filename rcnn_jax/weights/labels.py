@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 
 from rcnn_jax.data.coco import CocoFolder, CocoSource
-from rcnn_jax.data.source import Category
+from rcnn_jax.data.source import Category, KeypointNames
 
 UNUSED = "N/A"
 # COCO's categories by id, from 1 on, as torchvision lists them beside its weights.
@@ -22,10 +22,29 @@ COCO = (
   "remote,keyboard,cell phone,microwave,oven,toaster,sink,refrigerator,N/A,book,clock,vase,scissors,teddy bear,"
   "hair drier,toothbrush"
 )
+COCO_JOINTS = (
+  "nose,left_eye,right_eye,left_ear,right_ear,left_shoulder,right_shoulder,left_elbow,right_elbow,left_wrist,"
+  "right_wrist,left_hip,right_hip,left_knee,right_knee,left_ankle,right_ankle"
+)
+COCO_LIMBS = (
+  *((15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10)),
+  *((1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6)),
+)
 
 
-def categories(num_classes: int) -> tuple[Category, ...]:
-  """The classes of an imported detector without its data: the ids are its labels, 1..K; 90 and 80 are COCO's."""
+def joints(num_keypoints: int | None) -> KeypointNames | None:
+  """COCO's names of a detector's joints, without its data; None where there are not as many."""
+  names = COCO_JOINTS.split(",")
+  return KeypointNames.from_names(names, COCO_LIMBS) if num_keypoints == len(names) else None
+
+
+def categories(num_classes: int, keypoints: KeypointNames | None = None) -> tuple[Category, ...]:
+  """The classes of an imported detector without its data: the ids are its labels, 1..K; 90 and 80 are COCO's.
+
+  A sole class of which COCO's `keypoints` are found is its people.
+  """
+  if num_classes == 1 and keypoints is not None:
+    return (Category(1, "person"),)
   every = tuple(Category(number, name) for number, name in enumerate(COCO.split(","), start=1))
   occurring = tuple(category for category in every if category.name != UNUSED)
   known = {len(every): every, len(occurring): occurring}
