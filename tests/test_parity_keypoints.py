@@ -96,6 +96,9 @@ def test_gradients_of_the_same_samples():
       continue
     theirs = expected[name]
     ours = filling.sample(name, ours, 60)
+    if name == "roi_heads.keypoint_predictor.kps_score_lowres.bias":  # moves all cells alike: the softmax stays
+      assert max(np.abs(ours).max(), np.abs(theirs).max()) < 1e-6
+      continue
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs[1:]).max(), err_msg=name)
 
 
