@@ -70,7 +70,7 @@ DETECTRON2_MODELS = {
   "keypoint_rcnn_R_50_FPN_3x": "COCO-Keypoints",
 }
 # Those whose detections are recorded; what is left of a Mask R-CNN without its masks is the Faster R-CNN.
-DETECTRON2_RECORDED = ("mask_rcnn_R_50_FPN_3x", "keypoint_rcnn_R_50_FPN_3x")
+DETECTRON2_RECORDED = ("mask_rcnn_R_50_C4_3x", "mask_rcnn_R_50_FPN_3x", "keypoint_rcnn_R_50_FPN_3x")
 # Its losses, of a smaller network: every anchor and every proposal is a sample, so that nothing depends on a draw.
 DETECTRON2_LOSSES = {
   "MODEL.RESNETS.DEPTH": 18,

@@ -105,7 +105,7 @@ def twin(entries: list[dict], detection: np.ndarray) -> dict | None:
 
 
 # (model, images a batch, how many of the photographs)
-COMPARISONS = [("mask_rcnn_R_50_FPN_3x", 4, 20)]
+COMPARISONS = [("mask_rcnn_R_50_FPN_3x", 4, 20), ("mask_rcnn_R_50_C4_3x", 4, 4)]
 COMPARISONS += [
   pytest.param(name, batch_size, 20, marks=pytest.mark.long)
   for name in filling.DETECTRON2_RECORDED
