@@ -5,9 +5,11 @@ python -m launch.train --experiment=NAME_OR_FILE --workdir=DIR [--set=path=value
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
-from collections.abc import Iterator
+import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -22,8 +24,10 @@ from rcnn_jax.experiment import Experiment
 from rcnn_jax.models import detector
 from rcnn_jax.models.proposers import External, ProposalError
 from rcnn_jax.ops import random
-from rcnn_jax.training import checkpoint, loop
+from rcnn_jax.training import checkpoint, features, fit, loop
 from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training.optim import TrainingError
+from rcnn_jax.training.stages import FitBoxRegression
 
 FLAGS = flags.FLAGS
 
@@ -79,6 +83,7 @@ def train(
     len(source),
     functools.partial(batches, experiment, source),
     evaluate=evaluation(experiment, eval_source, workdir, model, mesh),
+    fit=fitting(experiment, source, workdir, model),
     mesh=mesh,
     log_every=log_every,
   )
@@ -124,6 +129,30 @@ def batches(experiment: Experiment, source: Any, num_steps: int) -> Iterator[Any
       process_count=jax.process_count(),
     )
   )
+
+
+def fitting(experiment: Experiment, source: Any, workdir: str, model: nn.Module) -> loop.Fit:
+  """The function that carries out the fits, with its features in DIR/features."""
+
+  def carry_out(stage: Any, variables: dict, say: Callable[[str], None]) -> tuple[dict, dict[str, float]]:
+    pairs = [each.min_iou for each in experiment.stages if isinstance(each, FitBoxRegression)]
+    data = experiment.data
+    if data.proposals is None:
+      raise TrainingError(f"{type(stage).__name__} needs proposals: set data.proposals")
+    # The training images as evaluation would see them: each once, none changed.
+    plain = dataclasses.replace(
+      data,
+      eval=data.train,
+      proposals=(data.proposals[0], data.proposals[0]),
+      num_proposals=(data.num_proposals[0], data.num_proposals[0]),
+      load_masks=False,
+      load_keypoints=False,
+    )
+    batches = loader.eval_batches(plain, source)
+    regions = features.Regions(batches.start, len(batches), min(pairs, default=1.0))
+    return fit.fit(stage, model, variables, regions, pathlib.Path(workdir, "features"), say)
+
+  return carry_out
 
 
 def evaluation(

@@ -1,4 +1,4 @@
-"""A real detector that compiles in seconds, and scenes for it: squares of one colour a class on a grey ground."""
+"""Real detectors that compile in seconds, and scenes for them: squares of one colour a class on a grey ground."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ import flax.linen as nn
 import jax
 import numpy as np
 
+from rcnn_jax.models.crops import CropNetwork, Pixels
 from rcnn_jax.models.detector import Detector, RoiSampler, init_variables
 from rcnn_jax.models.heads import BoxHead, FcTrunk
 from rcnn_jax.models.layers import Conv, GroupNorm
-from rcnn_jax.models.pooling import RoiAlign
-from rcnn_jax.models.proposers import Rpn
+from rcnn_jax.models.pooling import RoiAlign, WarpCrop
+from rcnn_jax.models.proposers import External, Rpn
+from rcnn_jax.models.rcnn_head import RcnnHead
 from rcnn_jax.types import Array, Batch, GroundTruth
 
 CANVAS = (48, 64)
@@ -51,6 +53,18 @@ def small_detector(**changes) -> Detector:
     num_classes=2,
   )
   return model.clone(**changes)
+
+
+# R-CNN over SmallBackbone, two classes; its proposals come with the batch.
+RCNN = Detector(
+  backbone=Pixels(),
+  proposer=External(),
+  pool=CropNetwork(SmallBackbone(), WarpCrop(output_size=32, context=2), output_size=2),
+  trunk=FcTrunk((32,)),
+  box=RcnnHead(max_detections=10),
+  sampler=RoiSampler(num_samples=16),
+  num_classes=2,
+)
 
 
 @functools.cache

@@ -12,25 +12,15 @@ import pytest
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 from rcnn_jax.models.backbones.vgg import Vgg16
 from rcnn_jax.models.classifier import PyramidClassifier
-from rcnn_jax.models.crops import CropNetwork, Pixels
-from rcnn_jax.models.detector import Detector, RoiSampler, blank_batch, init_variables
+from rcnn_jax.models.crops import CropNetwork
+from rcnn_jax.models.detector import blank_batch, init_variables
 from rcnn_jax.models.heads import FcTrunk
 from rcnn_jax.models.layers import adaptive_max_pool, max_pool
 from rcnn_jax.models.pooling import SpatialPyramid, WarpCrop
-from rcnn_jax.models.proposers import External
 from rcnn_jax.models.rcnn_head import RcnnHead
 from rcnn_jax.types import Proposals
-from tests.small_detector import CANVAS, SmallBackbone, scene_batch
+from tests.small_detector import CANVAS, RCNN, SmallBackbone, scene_batch
 
-RCNN = Detector(
-  backbone=Pixels(),
-  proposer=External(),
-  pool=CropNetwork(SmallBackbone(), WarpCrop(output_size=32, context=2), output_size=2),
-  trunk=FcTrunk((32,)),
-  box=RcnnHead(max_detections=10),
-  sampler=RoiSampler(num_samples=16),
-  num_classes=2,
-)
 SPPNET = RCNN.clone(backbone=SmallBackbone(), pool=SpatialPyramid(bins=(1, 2)))
 
 

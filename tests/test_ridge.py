@@ -16,15 +16,12 @@ def pairs(count, size, seed=0):
   return features, targets.astype(np.float32)
 
 
-def in_chunks(features, targets, size=17):
-  return [(features[at : at + size], targets[at : at + size]) for at in range(0, len(features), size)]
-
-
 @pytest.mark.parametrize("count, size", [(200, 12), (30, 90), (12, 12)], ids=["primal", "dual", "square"])
 @pytest.mark.parametrize("penalty", [1000.0, 1.0])
-def test_it_is_scikit_learns(count, size, penalty):
+def test_it_is_scikit_learns(count, size, penalty, monkeypatch):
+  monkeypatch.setattr(ridge, "BLOCK", 17)
   features, targets = pairs(count, size)
-  got = ridge.fit(in_chunks(features, targets), penalty)
+  got = ridge.fit(features, targets, penalty)
   expected = Ridge(alpha=penalty, solver="svd").fit(features.astype(np.float64), targets.astype(np.float64))
   np.testing.assert_allclose(got.kernel, expected.coef_.T, atol=1e-5)
   np.testing.assert_allclose(got.bias, expected.intercept_, atol=1e-5)
@@ -36,7 +33,7 @@ def test_a_penalty_makes_up_for_dependent_features():
   features, targets = pairs(50, 6)
   twice = np.concatenate([features, features], axis=1)
   expected = Ridge(alpha=10.0, solver="svd").fit(twice.astype(np.float64), targets)
-  np.testing.assert_allclose(ridge.fit([(twice, targets)], 10.0).kernel, expected.coef_.T, atol=1e-5)
+  np.testing.assert_allclose(ridge.fit(twice, targets, 10.0).kernel, expected.coef_.T, atol=1e-5)
 
 
 @pytest.mark.parametrize("fault", ["no rows", "dependent", "too few rows"])
@@ -45,4 +42,4 @@ def test_a_system_without_a_unique_solution_is_told(fault):
   if fault == "dependent":
     features = np.concatenate([features, features], axis=1)
   with pytest.raises(ridge.Singular, match="no pair" if fault == "no rows" else "linearly dependent"):
-    ridge.fit([(features, targets)], 0.0)
+    ridge.fit(features, targets, 0.0)

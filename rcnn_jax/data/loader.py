@@ -120,7 +120,11 @@ class EvalBatches:
     return len(self._dataset)
 
   def __iter__(self) -> Iterator[Batch]:
-    return iter(self._dataset.to_iter_dataset(_READ))
+    return self.start(0)
+
+  def start(self, index: int) -> Iterator[Batch]:
+    """The batches from number `index` on."""
+    return iter(self._dataset.slice(slice(index, None)).to_iter_dataset(_READ))
 
 
 def train_loader(

@@ -49,7 +49,7 @@ class RunLog:
     self._board = SummaryWriter(str(pathlib.Path(workdir, "tensorboard")), purge_step=resume_step + 1)
 
   def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
-    """Appends one row: {"step", "kind": 'train' or 'eval', name: number or null ...}."""
+    """Appends one row: {"step", "kind": 'train', 'fit' or 'eval', name: number or null ...}."""
     if not self.active:
       return
     values = {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}

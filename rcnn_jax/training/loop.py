@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,10 +24,12 @@ from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.checkpoint import CheckpointStore
 from rcnn_jax.training.log import Interval, RunLog, clock, progress_line, rows
 from rcnn_jax.training.optim import TrainingError, resolve
-from rcnn_jax.training.stages import Sgd
+from rcnn_jax.training.stages import Sgd, Stage, descent
 from rcnn_jax.training.step import TrainState, create_state, make_train_step, partition
 
 Evaluate = Callable[[dict, int], dict[str, float | None]]  # (variables, step) -> flat metrics
+# (stage, variables, a function that is told the progress) -> (variables, numbers for the log)
+Fit = Callable[[Stage, dict, Callable[[str], None]], tuple[dict, dict[str, float]]]
 
 
 class Stopped(Exception):
@@ -39,12 +42,12 @@ class Stopped(Exception):
 class Span:
   """A stage with its place in the training: the steps first + 1 .. last."""
 
-  stage: Sgd
+  stage: Stage
   first: int
   last: int
 
 
-def plan(stages: tuple[Sgd, ...], num_images: int, batch_size: int) -> tuple[Span, ...]:
+def plan(stages: tuple[Stage, ...], num_images: int, batch_size: int) -> tuple[Span, ...]:
   """The stages laid end to end."""
   if not stages:
     raise TrainingError("the experiment has no stages to train")
@@ -65,6 +68,7 @@ def run(
   loader: Callable[[int], Iterator[Any]],
   *,
   evaluate: Evaluate | None = None,
+  fit: Fit | None = None,
   mesh: Mesh | None = None,
   log_every: int = 20,
 ) -> TrainState:
@@ -77,7 +81,9 @@ def run(
     variables: where a new training starts; a resumed one takes only their shapes.
     num_images: the size of the training set, which stages given in epochs are measured by.
     loader: number of steps -> iterator of this process' numpy batches, with get_state(), set_state(), close().
-    evaluate: called with the variables and the step every `evaluation.every_steps` and after the last step.
+    evaluate: called with the variables and the step every `evaluation.every_steps`, after the last step, and before
+      and after each fit.
+    fit: carries out the stages that are no gradient descent.
     mesh: the devices; all of them by default.
     log_every: steps between two rows of metrics.jsonl.
 
@@ -103,7 +109,7 @@ def run(
     sigterm = stack.enter_context(_SigtermFlag())
     batches = loader(spans[-1].last)
     stack.callback(batches.close)
-    trainer = _Trainer(experiment, model, spans, batches, mesh, store, runlog, evaluate, sigterm, log_every)
+    trainer = _Trainer(experiment, model, spans, batches, mesh, store, runlog, evaluate, fit, sigterm, log_every)
     return trainer.run(variables, start, rows(workdir))
 
 
@@ -136,6 +142,7 @@ class _Trainer:
   store: CheckpointStore
   log: RunLog
   evaluate: Evaluate | None
+  fit: Fit | None
   sigterm: _SigtermFlag
   log_every: int
 
@@ -143,12 +150,18 @@ class _Trainer:
   def total(self) -> int:
     return self.spans[-1].last
 
+  @functools.cached_property
+  def _milestones(self) -> set[int]:
+    """Where a fit begins or ends: the steps between which a comparison shows what it brought."""
+    fits = [span for span in self.spans if not isinstance(span.stage, Sgd)]
+    return {step for span in fits for step in (span.first, span.last)} - {0}
+
   def run(self, variables: dict, start: int, past_rows: list[dict]) -> TrainState:
     """Trains from step `start`; `past_rows` say whether an evaluation due at `start` was finished."""
     if start > self.total:
       raise TrainingError(f"the run is at step {start} and ends at step {self.total}: has its data set shrunk?")
     current = next(span for span in self.spans if start <= span.last)
-    state = create_state(variables, current.stage, self.mesh, start)
+    state = create_state(variables, descent(current.stage), self.mesh, start)
     unlogged = []
     if start:
       state, loader_state, unlogged = self.store.restore(start, state)
@@ -159,8 +172,11 @@ class _Trainer:
     for span in self.spans:
       if start < span.last:
         if start == span.first and start > 0:
-          state = create_state(state.variables(), span.stage, self.mesh, start)
-        state = self._train(state, span, start, Interval(unlogged))
+          state = create_state(state.variables(), descent(span.stage), self.mesh, start)
+        if isinstance(span.stage, Sgd):
+          state = self._train(state, span, start, Interval(unlogged))
+        else:
+          state = self._fit(state, span)
         start, unlogged = span.last, []
     return state
 
@@ -195,6 +211,24 @@ class _Trainer:
         interval.exclude(time.perf_counter() - began)
     return state
 
+  def _fit(self, state: TrainState, span: Span) -> TrainState:
+    """A stage of one step: what it fits is saved, logged and evaluated."""
+    if self.fit is None or jax.process_count() > 1:
+      raise TrainingError(f"{type(span.stage).__name__} runs in a single process, under launch.train")
+    self.log.say(f"stage {self.spans.index(span) + 1} of {len(self.spans)}: {type(span.stage).__name__}")
+
+    def say(text: str) -> None:
+      self.log.say(text)
+      if self.sigterm.raised:
+        raise Stopped(f"stopped by SIGTERM at step {span.first} of {self.total}; start again to go on from there")
+
+    variables, numbers = self.fit(span.stage, jax.device_get(state.variables()), say)
+    state = create_state(variables, descent(span.stage), self.mesh, span.last)
+    self.log.write(span.last, "fit", numbers)
+    self.store.save(span.last, state, self.batches.get_state(), [])
+    self._evaluate_if_due(span.last, state)
+    return state
+
   def _announce(self, state: TrainState, span: Span) -> None:
     trainable, frozen = partition(state.params, resolve(span.stage.rules, state.params))
     moving, still = (sum(leaf.size for leaf in part.values()) for part in (trainable, frozen))
@@ -224,11 +258,13 @@ class _Trainer:
     return state, metrics
 
   def _save_due(self, step: int) -> bool:
-    return step % self.experiment.checkpoints.every_steps == 0 or step == self.total or self._evaluation_due(step)
+    every = self.experiment.checkpoints.every_steps
+    return step % every == 0 or step == self.total or step in self._milestones or self._evaluation_due(step)
 
   def _evaluation_due(self, step: int) -> bool:
     every = self.experiment.evaluation.every_steps
-    return self.evaluate is not None and (step == self.total or (every is not None and step % every == 0))
+    due = step == self.total or step in self._milestones or (every is not None and step % every == 0)
+    return self.evaluate is not None and due
 
   def _evaluate_if_due(self, step: int, state: TrainState) -> None:
     """Evaluates after the checkpoint is under way, so that a training killed meanwhile loses no step."""

@@ -1,17 +1,16 @@
 """Ridge regression in closed form, in the primal or in the dual, whichever system is smaller.
 
 The objective is scikit-learn's Ridge: |Y - X W - b|² + penalty · |W|², the intercept b not penalised. Host numpy in
-float64, since the normal equations square the condition of the features; rows are read chunk by chunk.
+float64, since the normal equations square the condition of the features.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 
 import numpy as np
 
-Chunk = tuple[np.ndarray, np.ndarray]  # (features [R, C], targets [R, T]), may be memory-mapped
+BLOCK = 4096  # rows that are turned into float64 at a time
 
 
 class Singular(ValueError):
@@ -28,45 +27,38 @@ class Fit:
   residual: float  # mean square of what is left of the targets
 
 
-def fit(chunks: list[Chunk], penalty: float) -> Fit:
-  """The regression of T targets on C features.
+def fit(x: np.ndarray, y: np.ndarray, penalty: float) -> Fit:
+  """The regression of targets y [R, T] on features x [R, C].
 
   Raises:
     Singular: for no rows at all, and for linearly dependent features with a penalty of 0.
   """
-  count = sum(len(x) for x, _ in chunks)
+  count, size = x.shape
   if not count:
     raise Singular("there is no pair to fit")
-  mean_x = sum(np.sum(x, axis=0, dtype=np.float64) for x, _ in chunks) / count
-  mean_y = sum(np.sum(y, axis=0, dtype=np.float64) for _, y in chunks) / count
-  if len(mean_x) <= count:
-    gram, cross = _sums((x - mean_x, y - mean_y) for x, y in chunks)
+  mean_x, mean_y = np.mean(x, axis=0, dtype=np.float64), np.mean(y, axis=0, dtype=np.float64)
+  if size <= count:
+    gram, cross = np.zeros((size, size)), np.zeros((size, y.shape[1]))
+    for at in range(0, count, BLOCK):
+      rows = x[at : at + BLOCK] - mean_x
+      gram += rows.T @ rows
+      cross += rows.T @ (y[at : at + BLOCK] - mean_y)
     kernel = _solve(gram, penalty, cross)
   else:
-    x = np.concatenate([x for x, _ in chunks]) - mean_x
-    y = np.concatenate([y for _, y in chunks]) - mean_y
-    kernel = x.T @ _solve(x @ x.T, penalty, y)
+    rows = x - mean_x
+    kernel = rows.T @ _solve(rows @ rows.T, penalty, y - mean_y)
   bias = mean_y - mean_x @ kernel
-  residual = sum(((y - x @ kernel - bias) ** 2).sum() for x, y in chunks) / (count * len(bias))
+  residual = ((y - x @ kernel - bias) ** 2).mean()
   return Fit(kernel, bias, count, float(residual))
 
 
-def _sums(chunks: Iterable[Chunk]) -> tuple[np.ndarray, np.ndarray]:
-  """X^T X and X^T Y over all chunks."""
-  gram, cross = 0.0, 0.0
-  for x, y in chunks:
-    gram, cross = gram + x.T @ x, cross + x.T @ y
-  return gram, cross
-
-
 def _solve(gram: np.ndarray, penalty: float, right: np.ndarray) -> np.ndarray:
-  """(gram + penalty)^-1 right, by Cholesky's decomposition."""
+  """(gram + penalty)^-1 right; Cholesky's decomposition tells whether there is one."""
   system = gram + penalty * np.eye(len(gram))
   try:
-    lower = np.linalg.cholesky(system)
+    pivots = np.diag(np.linalg.cholesky(system)) ** 2
   except np.linalg.LinAlgError:
-    lower = np.zeros((1, 1))
-  pivots = np.diag(lower) ** 2
+    pivots = np.zeros(1)
   if pivots.min() <= len(gram) * np.finfo(np.float64).eps * pivots.max():
     raise Singular(f"the features are linearly dependent, and a penalty of {penalty} does not make up for it")
-  return np.linalg.solve(lower.T, np.linalg.solve(lower, right))
+  return np.linalg.solve(system, right)

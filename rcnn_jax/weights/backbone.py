@@ -49,15 +49,15 @@ UNREAD = ".num_batches_tracked"  # a counter beside the statistics of each norm
 def load(path: str, variables: dict) -> dict:
   """`variables` with its backbone's values taken from a file of a classifier, torchvision's, timm's or MSRA's.
 
-  Every variable of the backbone (below an FPN, of its `bottom_up`; a fifth stage over each RoI is part of it) must
-  stand in the file with its shape, and the file must hold nothing else in the stages that the backbone has; what it
-  holds beyond them (later stages, the classifier) is left. Raises WeightsError otherwise.
+  Every variable of the backbone (below an FPN, of its `bottom_up`; a network over crops and a fifth stage over each
+  RoI are part of it) must stand in the file with its shape, and the file must hold nothing else in the stages that
+  the backbone has; what it holds beyond (later stages, the classifier) is left. Raises WeightsError otherwise.
   """
   tensors = files.read(path)
   if caffe2.MARK in tensors:
     tensors = caffe2.as_torchvision(tensors)
   flat = traverse_util.flatten_dict(variables, sep="/")
-  below = re.compile(r"(params|batch_stats)/(backbone/(bottom_up/)?|trunk/(?=layer4/))")
+  below = re.compile(r"(params|batch_stats)/(backbone/(bottom_up/)?|pool/network/|trunk/(?=layer4/))")
   own = [name for name in flat if below.match(name)]
   if any("/bottom_up/" in name for name in own):
     own = [name for name in own if "/bottom_up/" in name]
