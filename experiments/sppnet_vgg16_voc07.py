@@ -1,9 +1,9 @@
 """SPPnet, VGG-16, VOC 2007 trainval to test.  arXiv:1406.4729, section 4.
 
-Published: VOC07 mAP (11 points) 63.1 with VGG-16 (by the authors of Fast R-CNN, arXiv:1504.08083, table 1, five
-scales), 59.2 with ZF-5. Not measured here. As the paper: convolutions of ImageNet that stay as they are, a pyramid of
-50 cells, fc6 and fc7 fine-tuned with 25 % positives, SVMs, and ridge regression from IoU 0.5. Unlike it: one scale
-(688, the middle one of the paper's five; with ZF-5 that is 58.0 instead of 59.2), SVMs with the squared hinge.
+Published: VOC07 mAP (11 points) 63.1 with VGG-16 (arXiv:1504.08083, table 1), 59.2 with ZF-5. Not measured here. As
+the paper: five scales, each region on the one where it is nearest to 224 x 224 pixels; convolutions of ImageNet that
+stay as they are, a pyramid of 50 cells, fc6 and fc7 fine-tuned with 25 % positives, SVMs, and ridge regression from
+IoU 0.5. Unlike it: SVMs with the squared hinge.
 
     python -m launch.prepare_data --proposals=fast --experiment=sppnet_vgg16_voc07
     python -m launch.train --experiment=sppnet_vgg16_voc07 --workdir=runs/sppnet_voc07
@@ -13,6 +13,7 @@ import dataclasses
 
 from experiments.rcnn_vgg16_voc07 import experiment as rcnn
 from rcnn_jax.data.transforms import Resize
+from rcnn_jax.models.backbones.scales import Scales
 from rcnn_jax.models.backbones.vgg import Vgg16
 from rcnn_jax.models.pooling import SpatialPyramid
 from rcnn_jax.training.optim import Rule, StepDecay
@@ -26,7 +27,7 @@ experiment = dataclasses.replace(
     resize=Resize(short_side=(688,), long_side=1200),
     canvases=((704, 1024), (1024, 704), (1216, 1216)),
   ),
-  model=rcnn.model.clone(backbone=Vgg16(), pool=SpatialPyramid(bins=(1, 2, 3, 6)), roi_chunk=256),
+  model=rcnn.model.clone(backbone=Scales(Vgg16()), pool=SpatialPyramid(bins=(1, 2, 3, 6)), roi_chunk=256),
   stages=(
     Sgd(
       steps=30000,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcnn_jax.models.backbones.scales import Scales
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 from rcnn_jax.models.backbones.vgg import Vgg16
 from rcnn_jax.models.classifier import PyramidClassifier
@@ -137,6 +138,29 @@ def test_crop_networks_give_six_by_six_cells(network):
 def test_a_crop_of_anything_but_the_image_is_refused():
   with pytest.raises(ValueError, match="backbone=Pixels"):
     init_variables(RCNN.clone(backbone=SmallBackbone()), jax.random.key(0), CANVAS)
+
+
+def test_regions_are_pooled_from_the_scale_on_which_they_are_as_large_as_asked_for():
+  pool = SpatialPyramid(bins=(1,), canonical_cells=2.0)
+  rois = np.float32([[0, 0, 16, 16], [0, 0, 8, 8], [0, 0, 32, 32], [0, 0, 40, 40], [5, 5, 5, 5]])
+  # Cells of 8 pixels, of 16 and of 4: the areas are 4, 1, 16, 25 and 0 cells on the first.
+  levels = pool.level_of(rois, (8.0, 16.0, 4.0))
+  np.testing.assert_array_equal(levels, [0, 2, 1, 1, 0])
+  maps = tuple(np.full((40 // s, 40 // s, 1), s, np.float32) for s in (8, 16, 4))
+  np.testing.assert_array_equal(pool(maps, rois, (8.0, 16.0, 4.0))[:, 0, 0], [8, 4, 16, 16, 8])
+
+
+def test_scales_are_one_network_over_resized_images():
+  backbone = Scales(SmallBackbone(), scales=(1.0, 0.5))
+  assert backbone.strides == (8, 16) and backbone.pixel_mean == SmallBackbone().pixel_mean
+  image = jax.random.normal(jax.random.key(0), (1, *CANVAS, 3))
+  variables = backbone.init(jax.random.key(1), image)
+  assert list(variables["params"]) == ["network"]
+  same, half = backbone.apply(variables, image)
+  np.testing.assert_allclose(same, SmallBackbone().apply({"params": variables["params"]["network"]}, image)[0])
+  assert half.shape == (1, 3, 4, 16)
+  shapes = jax.eval_shape(lambda: init_variables(SPPNET.clone(backbone=backbone), jax.random.key(0), CANVAS))
+  assert shapes["params"]["trunk"]["fc6"]["kernel"].shape == (5 * 16, 32)
 
 
 def test_one_classifier_takes_images_of_any_size():

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
-from rcnn_jax.ops import pooling
+from rcnn_jax.ops import boxes, pooling
 from rcnn_jax.types import Array
 
 
@@ -56,13 +57,29 @@ class WarpCrop:
 
 @dataclass(frozen=True)
 class SpatialPyramid:
-  """Spatial pyramid pooling (SPPnet, sections 2.2 and 4), on a single level."""
+  """Spatial pyramid pooling (SPPnet, sections 2.2 and 4).
+
+  Where the levels are scales of the image (backbone=Scales(...)), each region is pooled from the one on which its
+  area is nearest to `canonical_cells` squared: 224 pixels at stride 16 are 14 cells.
+  """
 
   bins: tuple[int, ...] = (1, 2, 3, 6)
+  canonical_cells: float = 14.0
 
-  def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
-    """One image: features (f[h, w, C],), rois f32[R, 4] in canvas pixels -> f[R, cells, C], 50 cells by default."""
-    return pooling.spatial_pyramid(features[0], rois, bins=self.bins, spatial_scale=1 / strides[0])
+  def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[float, ...]) -> Array:
+    """One image: features f[h, w, C] a level, rois f32[R, 4] in canvas pixels -> f[R, 50, C] for the usual bins."""
+    maps = [
+      pooling.spatial_pyramid(feature, rois, bins=self.bins, spatial_scale=1 / stride)
+      for feature, stride in zip(features, strides)
+    ]
+    level = self.level_of(rois, strides)
+    return sum(jnp.where((level == index)[:, None, None], pooled, 0) for index, pooled in enumerate(maps))
+
+  def level_of(self, rois: Array, strides: tuple[float, ...]) -> Array:
+    """i32[R]: the scale of each region; ties, and regions without an area, go to the first."""
+    cells = boxes.area(rois)[:, None] / jnp.array(strides) ** 2
+    distance = jnp.abs(jnp.where(cells > 0, cells, 0.0) - self.canonical_cells**2)
+    return jnp.argmin(distance, axis=1)
 
 
 Pool = RoiAlign | RoiMaxPool | WarpCrop | SpatialPyramid

@@ -57,7 +57,7 @@ def load(path: str, variables: dict) -> dict:
   if caffe2.MARK in tensors:
     tensors = caffe2.as_torchvision(tensors)
   flat = traverse_util.flatten_dict(variables, sep="/")
-  below = re.compile(r"(params|batch_stats)/(backbone/(bottom_up/)?|pool/network/|trunk/(?=layer4/))")
+  below = re.compile(r"(params|batch_stats)/(backbone/(bottom_up/|network/)?|pool/network/|trunk/(?=layer4/))")
   own = [name for name in flat if below.match(name)]
   if any("/bottom_up/" in name for name in own):
     own = [name for name in own if "/bottom_up/" in name]
