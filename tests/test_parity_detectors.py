@@ -87,6 +87,7 @@ def rows(entries: list[dict]) -> np.ndarray:
 
 MODELS = [
   "maskrcnn_resnet18_fpn",
+  pytest.param("maskrcnn_resnet34_fpn", marks=pytest.mark.long),
   pytest.param("maskrcnn_resnet50_fpn", marks=pytest.mark.long),
   pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.long),
 ]
