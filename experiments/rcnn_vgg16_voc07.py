@@ -27,7 +27,7 @@ from rcnn_jax.training.stages import FitBoxRegression, FitSvms, Sgd
 
 VOC = "data/VOCdevkit/VOC2007"
 WEIGHTS = "weights/vgg16_imagenet.safetensors"
-PROPOSALS = "runs/proposals/voc07"
+PROPOSALS = "data/proposals/voc07"
 
 experiment = Experiment(
   name="rcnn_vgg16_voc07",

@@ -1,12 +1,14 @@
 """SPPnet, SqueezeNet 1.1 from ImageNet, on BCCD: the second step of the ladder.  arXiv:1406.4729.
 
 As the paper: the convolutions run once an image and stay those of ImageNet, the pyramid of 50 cells is fine-tuned
-behind, then SVMs and ridge regression are fitted (pairs from IoU 0.5). Unlike it, so that two CPU cores do it: one
-scale, the 300 best of selective search's fast mode, one fully connected layer of 256, a box regression from at most
-4,000 pairs a class, SVMs with the squared hinge.
+behind, then SVMs and ridge regression are fitted (pairs from IoU 0.5). Data and proposals are those of
+fast_rcnn_squeezenet_bccd. Unlike the paper, so that two CPU cores do it: one scale, 500 to 600 proposals, one fully
+connected layer of 256, a box regression from at most 4,000 pairs a class. SVMs have the squared hinge. Not yet
+measured here.
 
-    python -m launch.prepare_data --proposals=fast --experiment=sppnet_squeezenet_bccd
-    python -m launch.train --experiment=sppnet_squeezenet_bccd --workdir=runs/sppnet
+    python -m launch.prepare_data --proposals=fast --experiment=sppnet_squeezenet_bccd \
+      --width=250 --base_k=50 --min_side=8 --first=small
+    python -m launch.train --experiment=sppnet_squeezenet_bccd --workdir=runs/sppnet_bccd
 """
 
 import dataclasses
