@@ -4,7 +4,7 @@ Published: mAP 66.9 (VOC 2007 test, 11 points).  Not yet measured here. As in th
 a batch, 30,000 steps at 0.001 and 10,000 at 0.0001, biases at twice the rate and without decay, conv1 and conv2
 frozen. Unlike there, fc6 and fc7 start at random: ImageNet weights are read into the backbone alone.
 
-    python -m launch.prepare_data --proposals=quality --experiment=fast_rcnn_vgg16_voc07
+    python -m launch.prepare_data --proposals=fast --experiment=fast_rcnn_vgg16_voc07
     python -m launch.train --experiment=fast_rcnn_vgg16_voc07 --workdir=runs/fast_voc07
 """
 
@@ -21,7 +21,8 @@ from rcnn_jax.training.optim import Rule, StepDecay
 from rcnn_jax.training.stages import Sgd
 
 VOC = "data/VOCdevkit/VOC2007"
-PROPOSALS = "data/proposals/voc07"
+WEIGHTS = "weights/vgg16_imagenet.safetensors"  # torchvision's
+PROPOSALS = "runs/proposals/voc07"
 
 experiment = Experiment(
   name="fast_rcnn_vgg16_voc07",
@@ -58,5 +59,5 @@ experiment = Experiment(
   ),
   evaluation=Evaluation(every_steps=10_000, keep_best="voc/mAP_11pt"),
   checkpoints=Checkpoints(every_steps=2500),
-  init=BackboneWeights("vgg16.safetensors"),  # torchvision's ImageNet weights, as safetensors
+  init=BackboneWeights(WEIGHTS),
 )

@@ -153,6 +153,18 @@ def test_the_sampler_takes_the_truth_as_proposals_and_no_crowd_as_foreground():
   assert chosen == {(0, 0, 10, 10): 2, (0, 0, 10, 9): 2, (20, 0, 40, 20): 0, (50, 50, 60, 60): 0}
 
 
+def test_below_the_floor_no_proposal_is_background():
+  truth = truth_of([[0, 0, 10, 10]], [1])
+  proposals = Proposals(
+    boxes=jnp.array([[0, 0, 10, 9], [0, 0, 10, 3], [9, 9, 19, 19], [50, 50, 60, 60]], jnp.float32),
+    scores=jnp.ones(4),
+    valid=jnp.ones(4, bool),
+  )  # IoU 0.9, 0.3, 0.005 and 0
+  samples = RoiSampler(num_samples=8, background_floor=0.1, add_truth=False)(proposals, truth, KEY)
+  chosen = [(box, int(cls)) for box, cls, ok in zip(samples.boxes.tolist(), samples.classes, samples.valid) if ok]
+  assert chosen == [([0, 0, 10, 9], 1), ([0, 0, 10, 3], 0)]
+
+
 def test_box_head_decodes_the_deltas_of_the_winning_class():
   head = BoxHead(max_detections=3)
   proposals = Proposals(

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from launch.predict import matching_files, predict
 from rcnn_jax.data import images
+from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.selective_search import SelectiveSearch
 from rcnn_jax.evaluation.detect import EvaluationError
+from rcnn_jax.types import Detections
 from tests import scenes
 
 EXPERIMENT = types.SimpleNamespace(model=scenes.ColourFinder(masks=True), data=scenes.DATA)
@@ -74,6 +79,46 @@ def test_a_file_that_is_no_image_is_named_and_the_others_are_worked_on(tmp_path,
 def test_no_file_that_can_be_read_still_writes_an_empty_list(tmp_path):
   (tmp_path / "bad.png").write_text("not an image")
   assert run(tmp_path) == ([tmp_path / "bad.png"], [])
+
+
+class Repeater:
+  """Gives the proposals back as detections of the first class."""
+
+  def met_with(self, categories, keypoints):
+    return self
+
+  def apply(self, variables, batch, method):
+    found = batch.proposals
+    return Detections(found.boxes, 0 * found.scores + 0.9, jnp.ones(found.scores.shape, jnp.int32), found.valid)
+
+
+def run_on_proposals(folder, settings):
+  proposals = folder / "proposals"
+  proposals.mkdir()
+  (proposals / "settings.json").write_text(json.dumps({"version": 1} | settings))
+  Image.fromarray(scene()).save(folder / "a.png")
+  data = dataclasses.replace(scenes.DATA, proposals=("elsewhere", str(proposals)), num_proposals=(1, 50))
+  experiment = types.SimpleNamespace(model=Repeater(), data=data)
+  output = folder / "out"
+  predict(
+    types.SimpleNamespace(**vars(RUN) | {"experiment": experiment}), matching_files(f"{folder}/*.png"), output, 0
+  )
+  return json.loads((output / "detections.json").read_text())
+
+
+def test_a_model_that_takes_proposals_gets_those_of_the_runs_own_search(tmp_path):
+  search = SelectiveSearch(width=None, base_k=50, min_side=5, max_boxes=40)
+  entries = run_on_proposals(tmp_path, search.settings())
+  x1, y1, x2, y2 = search(scene(), "a.png").boxes.T
+  expected = np.stack([x1, y1, x2 - x1, y2 - y1], axis=-1)
+  np.testing.assert_allclose(sorted(e["bbox"] for e in entries), sorted(expected.tolist()), atol=1e-4)
+  assert [4, 6, 16, 12] in expected.round().tolist()  # the red rectangle
+
+
+def test_proposals_that_cannot_be_made_for_other_images_are_refused(tmp_path):
+  with pytest.raises(DataError, match="proposals made by 'rpn': for other images than those, only selective_search"):
+    run_on_proposals(tmp_path, {"method": "rpn", "parameters": {}})
+  assert not (tmp_path / "out").exists()
 
 
 def test_no_match_is_told(tmp_path):
