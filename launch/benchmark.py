@@ -29,7 +29,7 @@ from rcnn_jax.experiment import Experiment
 from rcnn_jax.models.detector import blank_batch, init_variables
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import step as steps
-from rcnn_jax.types import Batch
+from rcnn_jax.types import Batch, Proposals
 
 FLAGS = flags.FLAGS
 NUM_KEYPOINTS = 17  # COCO's, where the experiment leaves them to its data
@@ -135,27 +135,38 @@ def compile_timed(function, *inputs) -> tuple[Callable, dict]:
 def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
   """Images of noise that fill the experiment's first canvas, with random boxes of 1/12 to 1/3 of its shorter side.
 
-  Where the experiment loads masks, each is its whole box, and joints lie anywhere: what they hold changes no time.
+  Where the experiment has proposals, there are as many of them as it evaluates with. Where it loads masks, each is
+  its whole box, and joints lie anywhere: what they hold changes no time.
   """
   rng = np.random.default_rng(0)
   canvas, count = experiment.data.canvases[0], FLAGS.num_objects
   blank = jax.tree.map(np.asarray, blank_batch(batch_size, canvas, count))
   side = min(canvas)
-  sides = rng.uniform(side / 12, side / 3, (batch_size, count, 2))
-  corner = rng.uniform(0, 1, (batch_size, count, 2)) * (np.array(canvas[::-1]) - sides)
+  boxes = random_boxes(rng, canvas, (batch_size, count))
   classes = rng.integers(1, (experiment.model.num_classes or FLAGS.num_classes) + 1, (batch_size, count))
   masks = np.ones((batch_size, count, MASK_SIDE, MASK_SIDE), np.uint8) if experiment.data.load_masks else None
   joints = (batch_size, count, experiment.model.num_keypoints or NUM_KEYPOINTS, 3)
   keypoints = rng.uniform(1, side, joints).astype(np.float32) if experiment.data.load_keypoints else None
   truth = blank.truth.replace(
-    boxes=np.concatenate([corner, corner + sides], -1).astype(np.float32),
+    boxes=boxes,
     classes=classes.astype(np.int32),
     valid=np.ones((batch_size, count), bool),
     masks=masks,
     keypoints=keypoints,
   )
   pixels = rng.integers(0, 256, blank.image.shape, dtype=np.uint8).astype(experiment.data.resize.pixels)
-  return blank.replace(image=pixels, truth=truth)
+  found = blank.proposals
+  if experiment.data.proposals is not None:
+    rows = batch_size, experiment.data.num_proposals[1]
+    found = Proposals(random_boxes(rng, canvas, rows), np.ones(rows, np.float32), np.ones(rows, bool))
+  return blank.replace(image=pixels, truth=truth, proposals=found)
+
+
+def random_boxes(rng: np.random.Generator, canvas: tuple[int, int], rows: tuple[int, int]) -> np.ndarray:
+  """f32[*rows, 4]: boxes within the canvas, with sides of 1/12 to 1/3 of its shorter side."""
+  sides = rng.uniform(min(canvas) / 12, min(canvas) / 3, (*rows, 2))
+  corner = rng.uniform(0, 1, (*rows, 2)) * (np.array(canvas[::-1]) - sides)
+  return np.concatenate([corner, corner + sides], -1).astype(np.float32)
 
 
 def alternate(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:

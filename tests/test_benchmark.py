@@ -9,9 +9,10 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 
-from launch.benchmark import alternate, summary
+from launch.benchmark import alternate, random_boxes, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = """
@@ -44,6 +45,13 @@ def test_the_ratio_is_taken_round_by_round():
   found = summary({"ours": [1.0, 4.0, 3.0], "peer": [2.0, 4.0, 4.0]}, iterations=2, batch_size=4)
   assert found["ours"] == {"s": 1.5, "s_min": 0.5, "s_max": 2.0, "images_per_s": 4 / 1.5, "repeats": 3}
   assert found["ratio"] == {"median": 0.75, "min": 0.5, "max": 1.0}
+
+
+def test_random_boxes_lie_within_the_canvas():
+  boxes = random_boxes(np.random.default_rng(0), (480, 640), (2, 500))
+  x1, y1, x2, y2 = np.moveaxis(boxes, -1, 0)
+  assert boxes.shape == (2, 500, 4) and (x1 >= 0).all() and (x2 <= 640).all() and (y2 <= 480).all()
+  assert (np.minimum(x2 - x1, y2 - y1) >= 39.9).all() and (np.maximum(x2 - x1, y2 - y1) <= 160.1).all()
 
 
 def run(folder: pathlib.Path, *options: str) -> subprocess.CompletedProcess:
