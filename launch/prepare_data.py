@@ -14,7 +14,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import time
 import zlib
 from typing import Any
 
@@ -115,9 +114,7 @@ def prepare_one(
   folder: pathlib.Path, settings: dict[str, Any], spec: Any, source: Source, find: prepare.Find
 ) -> None:
   """Prepares one data set; writes and prints how good its proposals are."""
-  began = time.perf_counter()
-  stored = prepare.prepare(folder, settings, spec, source, find)
-  report = {**measured(stored, source), "wall_seconds": time.perf_counter() - began}
+  report = measured(prepare.prepare(folder, settings, spec, source, find), source)
   (folder / "recall.json").write_text(json.dumps(report, indent=1) + "\n")
   table = table_of(report)
   (folder / "recall.txt").write_text(table + "\n")

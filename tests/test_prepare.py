@@ -9,6 +9,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import types
 
 import cv2
 import numpy as np
@@ -168,8 +169,12 @@ def test_a_models_proposals_are_mapped_to_the_original_image():
 
 def test_a_models_proposals_fill_a_folder_image_by_image(tmp_path):
   settings = data(resize=Resize((48,), 64), canvases=((48, 64),))
-  find = propose.finder(small_detector(), variables(), settings, Rectangles())
-  stored = prepare.prepare(tmp_path / "p", {"method": "rpn"}, Rectangles(), Rectangles(), find)
+  experiment = types.SimpleNamespace(name="small", model=small_detector(num_classes=None), data=settings)
+  run = types.SimpleNamespace(experiment=experiment, step=7, variables=variables(), categories="ab", keypoints=None)
+  find = prepare_data.rpn_finder(run, Rectangles())
+  stored = prepare.prepare(tmp_path / "p", prepare_data.rpn_settings(run), Rectangles(), Rectangles(), find)
+  made_by = stored.settings["parameters"]
+  assert (made_by["experiment"], made_by["step"], made_by["max_boxes"]) == ("small", 7, 20)
   for index in range(len(stored)):
     height, width = Rectangles().annotations(index).size
     boxes = stored[index].boxes

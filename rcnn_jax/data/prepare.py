@@ -90,7 +90,7 @@ def _read_part(unfinished: pathlib.Path, index: int) -> Regions | None:
   try:
     with np.load(unfinished / f"{index}.npz") as part:
       return Regions(part["boxes"], part["scores"], float(part["seconds"]))
-  except (OSError, zipfile.BadZipFile):
+  except (OSError, EOFError, ValueError, zipfile.BadZipFile):  # not there, or torn when the power went
     return None
 
 

@@ -150,7 +150,6 @@ def _open(folder: str, limit: int | None) -> StoredProposals:
   for name in ARRAYS:
     path = pathlib.Path(folder, f"{name}.npy")
     try:
-      # An empty file cannot be mapped: images without a single proposal do not fill one.
       arrays[name] = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
       raise DataError(f"{path}: missing or damaged ({error})") from error
