@@ -7,8 +7,8 @@ zoo).  Not yet measured here: from the weights of either schedule, without PyTor
         --weights=model_final_a6e10b.pkl --workdir=runs/detectron2_keypoints  # 1x: model_final_04e291.pkl
     python -m launch.evaluate --workdir=runs/detectron2_keypoints
 
-Detectron2 takes COCO's joints for pixel numbers and adds half a pixel to them; so does the data here, in training and
-in evaluation.  Joints that are predicted are not moved back: they lie half a pixel to the lower right of COCO's.
+Detectron2 takes COCO's joints for pixel numbers: it adds half a pixel to them in training and takes it from those
+that it predicts; so do the data here.
 """
 
 from experiments.detectron2_faster_rcnn_R_50_FPN_3x import COCO
@@ -20,9 +20,10 @@ from rcnn_jax.models.pooling import RoiAlign
 experiment = base.override(
   {
     "name": "detectron2_keypoint_rcnn_R_50_FPN_3x",
-    "data.train": CocoFolder(f"{COCO}/train2017", f"{COCO}/annotations/person_keypoints_train2017.json", 0.5),
-    "data.eval": CocoFolder(f"{COCO}/val2017", f"{COCO}/annotations/person_keypoints_val2017.json", 0.5),
+    "data.train": CocoFolder(f"{COCO}/train2017", f"{COCO}/annotations/person_keypoints_train2017.json"),
+    "data.eval": CocoFolder(f"{COCO}/val2017", f"{COCO}/annotations/person_keypoints_val2017.json"),
     "data.load_keypoints": True,
+    "data.joint_offset": 0.5,
     "model.proposer.num_post_nms": (1500, 1000),
     "model.box.smooth_l1_beta": 0.5,
     "model.keypoint": KeypointHead(pool=RoiAlign(output_size=14, sampling_ratio=0, aligned=True, num_levels=4)),

@@ -66,7 +66,8 @@ def predict(
   model = run.experiment.model.met_with(run.categories, run.keypoints)
   sizes: dict[int, tuple[int, int]] = {}
   batches = _batches(files, run.experiment.data, sizes, chosen_search(run.experiment.data))
-  results = detect.detect(model, run.variables, batches, sizes, [c.id for c in run.categories])
+  ids, offset = [c.id for c in run.categories], run.experiment.data.joint_offset
+  results = detect.detect(model, run.variables, batches, sizes, ids, joint_offset=offset)
   names = {c.id: c.name for c in run.categories}
   entries = [_named(e, files, names) for e in results.entries if e["score"] >= min_score]
   output.mkdir(parents=True, exist_ok=True)

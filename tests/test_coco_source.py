@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 
@@ -91,9 +90,6 @@ def test_keypoints_and_their_mirror_pairs(tmp_path):
   keypoints = source.annotations(0).keypoints
   assert keypoints[0].tolist() == [[1, 2, 2], [3, 4, 1], [0, 0, 0]]
   assert not keypoints[1:].any()  # objects without joints
-  moved = dataclasses.replace(write(tmp_path, data), joint_offset=0.5).open().annotations(0).keypoints
-  assert moved[0].tolist() == [[1.5, 2.5, 2], [3.5, 4.5, 1], [0, 0, 0]]
-  assert not moved[1:].any()
 
 
 def test_the_run_lengths_of_any_mask_are_legible_and_those_of_none_that_is_cut_short(tmp_path):

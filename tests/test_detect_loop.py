@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as rle
 
-from rcnn_jax.data.source import Category
+from rcnn_jax.data import pipeline
+from rcnn_jax.data.source import Category, KeypointNames
 from rcnn_jax.evaluation.detect import EvaluationError, detect, image_entries
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
 from rcnn_jax.evaluation.paste import encode, paste, paste_rounded
@@ -173,6 +174,41 @@ def test_what_stands_in_rows_that_are_not_valid_changes_nothing():
 def test_a_number_that_is_not_finite_is_told_with_its_image():
   with pytest.raises(EvaluationError, match="image 31: the model gave a box or a score that is not finite"):
     image_entries(found([[0, 0, np.nan, 4]]), 31, np.float32([1, 1]), (9, 9), [7])
+
+
+class Jointed(scenes.Scenes):
+  """Objects have a joint half a pixel to the upper left of their boxes' corners; that of green ones is unlabelled."""
+
+  keypoints = KeypointNames.from_names(["corner"])
+
+  def annotations(self, index, masks=True):
+    found = super().annotations(index, masks)
+    corners = np.insert(found.boxes[:, None, :2] - 0.5, 2, 2, axis=2)
+    corners[found.classes == 2] = 0
+    return dataclasses.replace(found, keypoints=corners)
+
+
+MOVED = dataclasses.replace(scenes.DATA, load_keypoints=True, joint_offset=0.5)
+
+
+def test_the_labelled_joints_alone_are_moved_for_the_model():
+  truth = pipeline.load(MOVED, Jointed(), 1, (48, 64), 2, None).truth
+  red, green = truth.keypoints
+  assert red.tolist() == [[*truth.boxes[0, :2], 2]]
+  assert green.tolist() == [[0, 0, 0]]
+
+
+def test_joints_are_moved_back_where_they_are_evaluated_and_written(tmp_path):
+  def metrics_of(data):
+    metrics = evaluate(
+      scenes.ColourFinder(keypoints=True), scenes.VARIABLES, data, Jointed(), tmp_path, Evaluation(pictures=0)
+    )
+    return metrics["keypoints/AP"]
+
+  assert metrics_of(dataclasses.replace(MOVED, joint_offset=0.0)) < 1
+  assert metrics_of(MOVED) == pytest.approx(1)
+  for written in json.loads((tmp_path / "detections.json").read_text()):
+    assert written["keypoints"][:2] == [written["bbox"][0] - 0.5, written["bbox"][1] - 0.5]
 
 
 class Folders(scenes.Scenes):

@@ -26,7 +26,6 @@ class CocoFolder:
 
   images: str
   annotations: str
-  joint_offset: float = 0.0  # pixels added to joints; Detectron2 reads them as pixel numbers, and adds 0.5
 
   def open(self, strict: bool = True) -> CocoSource:
     """Reads the annotation file. Raises DataError: it is missing or, when `strict`, has a fatal fault."""
@@ -49,7 +48,6 @@ class CocoFolder:
       entries=tuple((image, tuple(of_image[image["id"]])) for image in contents["images"]),
       faults=tuple(faults),
       has_masks=any(entry.get("segmentation") for entry in contents["annotations"]),
-      joint_offset=self.joint_offset,
     )
 
 
@@ -66,7 +64,6 @@ class CocoSource:
   entries: tuple[tuple[dict, tuple[dict, ...]], ...]
   faults: tuple[Fault, ...]
   has_masks: bool  # some object has one; tools that know boxes alone write "segmentation": []
-  joint_offset: float
 
   def __len__(self) -> int:
     return len(self.entries)
@@ -91,7 +88,7 @@ class CocoSource:
       ids=np.array([entry.get("id", 0) for entry in entries], np.int64),
       areas=np.array(areas, np.float32),
       segmentations=tuple(encode(entry.get("segmentation"), size) for entry in entries) if has_masks else None,
-      keypoints=None if self.keypoints is None else _keypoints(entries, len(self.keypoints.names), self.joint_offset),
+      keypoints=None if self.keypoints is None else _keypoints(entries, len(self.keypoints.names)),
     )
 
   def image(self, index: int) -> np.ndarray:
@@ -145,12 +142,10 @@ def _keypoint_names(category: dict) -> KeypointNames:
   return KeypointNames.from_names(category["keypoints"], [(a, b) for a, b in limbs if a in joints and b in joints])
 
 
-def _keypoints(entries, num_joints: int, offset: float) -> np.ndarray:
+def _keypoints(entries, num_joints: int) -> np.ndarray:
   none = [0] * (3 * num_joints)
   rows = [entry.get("keypoints") or none for entry in entries]
-  joints = np.array(rows, np.float32).reshape(-1, num_joints, 3)
-  joints[..., :2] += np.where(joints[..., 2:] > 0, np.float32(offset), 0)
-  return joints
+  return np.array(rows, np.float32).reshape(-1, num_joints, 3)
 
 
 def _contents(path: pathlib.Path) -> dict:

@@ -37,6 +37,9 @@ class Data:
   skip_empty: bool = False  # leave images without a trainable object out of training, as Detectron2 does
   load_masks: bool = False
   load_keypoints: bool = False
+  # Pixels of the original, added to labelled joints for the model and taken from those that it gives: 0.5 as in
+  # Detectron2, where joints are read as pixel numbers.
+  joint_offset: float = 0.0
   min_keypoints: int = 0  # with load_keypoints: leave images with fewer labelled joints out of training
   proposals: tuple[str, str] | None = (
     None  # (train, eval) folders of launch.prepare_data; None: the model makes its own
@@ -185,7 +188,9 @@ def _example(data, source, image, annotations: Annotations, canvas, max_objects,
   if data.load_masks:
     masks = transforms.mask_crops(annotations.segmentations or (), annotations.boxes)
   if data.load_keypoints:
-    keypoints = annotations.keypoints * np.array([scale[1], scale[0], 1], np.float32)
+    labelled = annotations.keypoints[..., 2:] > 0
+    moved = annotations.keypoints + labelled * np.array([data.joint_offset, data.joint_offset, 0], np.float32)
+    keypoints = moved * np.array([scale[1], scale[0], 1], np.float32)
     flip_order = source.keypoints.flip_order
   boxes = annotations.boxes * _box_scale(scale)
   regions = None if room is None else room[0].boxes * _box_scale(scale)

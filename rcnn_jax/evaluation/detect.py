@@ -47,6 +47,7 @@ def detect(
   sizes: Mapping[int, tuple[int, int]],
   category_ids: Sequence[int],
   *,
+  joint_offset: float = 0.0,
   mesh: Mesh | None = None,
 ) -> Results:
   """Runs `model` over `batches`, each image exactly once.
@@ -61,6 +62,7 @@ def detect(
     batches: host batches, the same in every process; rows that are not `valid` are skipped.
     sizes: (height, width) of the original by image id, for every image that is to be seen.
     category_ids: the data set's id of class 1, 2, ..., K.
+    joint_offset: of the data that the model learned from (`data.pipeline.Data`).
     mesh: with an axis 'data', over which the rows of each batch are shared out; a batch must be divisible by it.
 
   Raises:
@@ -68,15 +70,16 @@ def detect(
   """
   entries, seen, kinds, last = [], [], ("bbox",), None
   pasting = getattr(getattr(model, "mask", None), "pasting", "exact")
+  convert = functools.partial(_convert, pasting=pasting, joint_offset=joint_offset)
   variables = _place(variables, mesh, PartitionSpec())
   for batch in batches:
     found = _detect_step(model, variables, _place(batch.replace(truth=None), mesh, PartitionSpec("data")))
     kinds = _kinds(found)
     if last is not None:
-      entries += _convert(*last, sizes, category_ids, pasting, seen)
+      entries += convert(*last, sizes, category_ids, seen)
     last = (batch, found)
   if last is not None:
-    entries += _convert(*last, sizes, category_ids, pasting, seen)
+    entries += convert(*last, sizes, category_ids, seen)
   _check_each_once(seen, sizes)
   return Results(entries, kinds)
 
@@ -104,9 +107,9 @@ def _kinds(found: Detections) -> tuple[str, ...]:
 
 
 def _convert(
-  batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequence[int], pasting: str, seen: list[int]
+  batch: Batch, found: Detections, sizes: Mapping, category_ids: Sequence[int], seen: list[int], **options
 ) -> list[dict]:
-  """Entries of one batch; the ids of its images are added to `seen`."""
+  """Entries of one batch, with the options of `image_entries`; the ids of its images are added to `seen`."""
   found = _fetch(found)
   entries = []
   for row in np.flatnonzero(batch.valid):
@@ -115,7 +118,7 @@ def _convert(
     if image_id not in sizes:
       raise EvaluationError(f"image {image_id} of a batch is not an image of the data source")
     one = jax.tree.map(lambda values: values[row], found)
-    entries += image_entries(one, image_id, batch.scale[row], sizes[image_id], category_ids, pasting)
+    entries += image_entries(one, image_id, batch.scale[row], sizes[image_id], category_ids, **options)
   return entries
 
 
@@ -126,6 +129,7 @@ def image_entries(
   size: tuple[int, int],
   category_ids: Sequence[int],
   pasting: str = "exact",
+  joint_offset: float = 0.0,
 ) -> list[dict]:
   """COCO results entries of one image.
 
@@ -136,6 +140,7 @@ def image_entries(
     size: (height, width) of the original, to which boxes are clipped.
     category_ids: the data set's id of class 1, 2, ..., K.
     pasting: how masks become pixels, a key of PASTE.
+    joint_offset: pixels of the original taken from each joint.
 
   Raises:
     EvaluationError: a valid row has a box or a score that is not finite.
@@ -159,6 +164,7 @@ def image_entries(
       entry["segmentation"] = paste.encode(PASTE[pasting](found.masks[row], box, size))
     if found.keypoints is not None:
       points = found.keypoints[row].astype(np.float64) / np.append(horizontal_first, 1.0)
+      points[:, :2] -= joint_offset
       entry["keypoints"] = points.reshape(-1).tolist()
     entries.append(entry)
   return entries

@@ -101,7 +101,8 @@ def detect_source(model, variables, data, source, mesh=None) -> detect.Results:
   # The model never sees the truth, and the metrics count all of it: no mask is loaded, no object is one too many.
   without_truth = dataclasses.replace(data, load_masks=False, load_keypoints=False, max_objects=None)
   batches = loader.eval_batches(without_truth, source, batch_size=batch_size)
-  return detect.detect(model, variables, batches, sizes, [c.id for c in source.categories], mesh=mesh)
+  ids = [c.id for c in source.categories]
+  return detect.detect(model, variables, batches, sizes, ids, joint_offset=data.joint_offset, mesh=mesh)
 
 
 def measure(
