@@ -70,7 +70,15 @@ DETECTRON2_MODELS = {
   "keypoint_rcnn_R_50_FPN_3x": "COCO-Keypoints",
 }
 # Those whose detections are recorded; what is left of a Mask R-CNN without its masks is the Faster R-CNN.
-DETECTRON2_RECORDED = ("mask_rcnn_R_50_C4_3x", "mask_rcnn_R_50_FPN_3x", "keypoint_rcnn_R_50_FPN_3x")
+DETECTRON2_RECORDED = (
+  "faster_rcnn_R_50_DC5_3x",
+  "mask_rcnn_R_50_C4_3x",
+  "mask_rcnn_R_50_FPN_3x",
+  "keypoint_rcnn_R_50_FPN_3x",
+)
+# Of these, those whose class scores are calibrated: without a pyramid, regions are so alike that one class wins
+# everywhere, or none.
+DETECTRON2_CALIBRATED = ("faster_rcnn_R_50_DC5_3x", "mask_rcnn_R_50_C4_3x")
 # Its losses, of a smaller network: every anchor and every proposal is a sample, so that nothing depends on a draw.
 DETECTRON2_LOSSES = {
   "MODEL.RESNETS.DEPTH": 18,
@@ -83,8 +91,8 @@ DETECTRON2_LOSSES = {
   "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": EVERY_ROI,
   "MODEL.ROI_HEADS.POSITIVE_FRACTION": 0.5,
 }
-# What torchvision's whole detectors are cut down to: images, regions and detections of each, and how far the class
-# scores of the regions are spread.
+# What torchvision's whole detectors are cut down to: images, regions and detections of each; and how far the class
+# scores of the regions are spread, of Detectron2's too.
 MODEL_LIMITS = {"short_side": 128, "long_side": 160, "num_proposals": 200, "max_detections": 25, "logit_spread": 2.0}
 
 
@@ -138,8 +146,6 @@ def tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
   limit = math.sqrt(6.0 / math.prod(shape[1:]))  # He's variance
   # Boxes stay near their anchors and proposals, and no class wins everywhere.
   limit *= {"bbox_pred": 0.1, "anchor_deltas": 0.1, "cls_score": 0.3}.get(name.split(".")[-2], 1.0)
-  if name.endswith("cls_score.weight") and shape[1] == 2048:
-    limit *= 10  # the means over the cells of C4's regions are nearly alike
   if name.endswith("stem.conv1.weight"):
     limit /= 57  # Detectron2's pixels are not divided by their standard deviation
   return uniform(name, shape, -limit, limit)

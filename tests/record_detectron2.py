@@ -6,7 +6,8 @@ Runs in an environment of its own, with Detectron2 and what it needs, from the r
 
 NAMEs are those of filling.DETECTRON2_RECORDED, `losses` and `names`, all of them by default. Models are those of
 Detectron2's own configurations, with the few changes of filling.DETECTRON2; weights come from tests/filling.py by
-their names, so that a fixture holds answers alone, and with them the versions and the date. Needs
+their names, so that a fixture holds answers, and how the class scores were calibrated; with them the versions and the
+date. Needs
 ../shared/data/coco_mini beside the checkout; of Detectron2, its Python part is enough.
 """
 
@@ -32,6 +33,7 @@ from PIL import Image
 from pycocotools import mask
 
 from tests import filling
+from tests.record_torchvision_models import calibrate
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "detectron2"
 PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
@@ -83,7 +85,9 @@ def detections(name: str) -> dict:
   model = filled(config)
   images = {name: np.asarray(Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB")) for name in filling.COCO_IMAGES}
   inputs = [prepared(config, image) for image in images.values()]
-  answers = {f"{name}_crc32": np.array(zlib.crc32(image.tobytes())) for name, image in images.items()}
+  calibrated = name in filling.DETECTRON2_CALIBRATED
+  answers = calibrate(model, model.roi_heads.box_predictor.cls_score, inputs[0]) if calibrated else {}
+  answers |= {f"{name}_crc32": np.array(zlib.crc32(image.tobytes())) for name, image in images.items()}
   for size in (1, 4):
     found = [output["instances"] for i in range(0, len(inputs), size) for output in model(inputs[i : i + size])]
     for image, instances in zip(images, found):

@@ -25,7 +25,6 @@ from tests import filling
 from tests.record_torchvision import channels_first, fill, save
 
 PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
-PREDICTOR = "roi_heads.box_predictor.cls_score"
 LIMITS = dict(
   min_size=filling.MODEL_LIMITS["short_side"],
   max_size=filling.MODEL_LIMITS["long_side"],
@@ -61,20 +60,21 @@ MODELS = {
 }
 
 
-def calibrate(model: torch.nn.Module, image: torch.Tensor) -> dict[str, np.ndarray]:
+def calibrate(
+  model: torch.nn.Module, predictor: torch.nn.Linear, image: torch.Tensor | dict
+) -> dict[str, np.ndarray]:
   """Scales and centres the class scores over the regions of an image, so that many classes are found in it.
 
   Regions differ little in a network of random weights: without this, one class wins everywhere, or none.
   """
   seen = []
-  predictor = model.get_submodule(PREDICTOR)
   hook = predictor.register_forward_hook(lambda module, inputs, logits: seen.append(logits))
   model([image])
   hook.remove()
   gain = filling.MODEL_LIMITS["logit_spread"] / seen[0].std(0).mean()
   predictor.weight.mul_(gain)
   predictor.bias.sub_(seen[0].mean(0)).mul_(gain)
-  return {"gain": gain, "bias": predictor.bias}
+  return {"gain": gain.numpy(), "bias": predictor.bias.numpy(force=True)}
 
 
 def detected(model: torch.nn.Module, images: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
@@ -96,7 +96,8 @@ def record_model(name: str) -> None:
   """Writes the fixture of a model: its calibration, detections one by one and by four, and sampled masks."""
   images = photographs()
   model = MODELS[name]()
-  answers = calibrate(model, channels_first(next(iter(images.values())))[0].float() / 255)
+  first = channels_first(next(iter(images.values())))[0].float() / 255
+  answers = calibrate(model, model.roi_heads.box_predictor.cls_score, first)
   answers |= detected(model, images, 1) | detected(model, images, 4)
   answers |= {f"{name}_crc32": np.array(zlib.crc32(image.tobytes())) for name, image in images.items()}
   save(name, answers)
