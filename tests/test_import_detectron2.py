@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
 import pickle
+import subprocess
+import sys
 
 import jax
 import numpy as np
 import pytest
 from flax import traverse_util
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from launch.import_weights import import_run, library_of
 from rcnn_jax import experiment as experiments
@@ -20,7 +23,8 @@ from rcnn_jax.training import checkpoint
 from rcnn_jax.weights import detectron2, labels, torchvision
 from rcnn_jax.weights.errors import WeightsError
 
-NAMES = pathlib.Path(__file__).parent / "fixtures" / "detectron2_names.json"  # written by record_detectron2.py
+ROOT = pathlib.Path(__file__).parents[1]
+NAMES = ROOT / "tests" / "fixtures" / "detectron2_names.json"  # written by record_detectron2.py
 K = 2
 SMALL = {
   "model.backbone.depth": 18,
@@ -160,6 +164,18 @@ def test_a_file_of_the_model_zoo_becomes_a_run(tmp_path):
   line = import_run(small(), str(tmp_path / "model_final.pkl"), tmp_path / "run")
   assert line.endswith("2 classes, the source's own labels (no data at hand)")
   assert_equal(checkpoint.load_run(str(tmp_path / "run")).variables, numbers())
+
+
+def test_a_run_is_exported_to_the_library_that_is_asked_for(tmp_path):
+  save_file(tensors(), tmp_path / "theirs.safetensors")
+  import_run(small(), str(tmp_path / "theirs.safetensors"), tmp_path / "run")
+  arguments = [f"--workdir={tmp_path / 'run'}", f"--output={tmp_path / 'again.safetensors'}", "--target=detectron2"]
+  environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  command = [sys.executable, "-m", "launch.export_weights", *arguments]
+  ended = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+  assert ended.returncode == 0, ended.stderr
+  assert ended.stdout.startswith(f"{len(tensors())} tensors of step 0 written to ")
+  assert_equal(load_file(tmp_path / "again.safetensors"), tensors())
 
 
 def test_the_names_in_a_file_tell_its_library(tmp_path):
