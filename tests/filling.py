@@ -231,6 +231,16 @@ def coder_case() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   return boxes("coder.boxes", 40, size, (1, 50)), boxes("coder.anchors", 40, size, (4, 60)), deltas
 
 
+def overlap_case() -> tuple[np.ndarray, np.ndarray]:
+  """(predicted f32[40, 4], targets f32[40, 4]): overlapping or not, the last three pairs equal."""
+  predicted, targets = (
+    boxes("overlap.predicted", 40, (60, 80), (4, 50)),
+    boxes("overlap.targets", 40, (60, 80), (4, 50)),
+  )
+  targets[-3:] = predicted[-3:]
+  return predicted, targets
+
+
 def matcher_case() -> tuple[np.ndarray, np.ndarray]:
   """(regions f32[200, 4], objects f32[6, 4]): small objects that only the low-quality rule matches, and one twice."""
   regions = boxes("matcher.regions", 200, (60, 80), (8, 40))

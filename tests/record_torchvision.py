@@ -121,6 +121,19 @@ def box_coder() -> dict:
 
 
 @record
+def overlap_losses() -> dict:
+  """Each loss pair by pair, and the gradient of its sum by the predicted boxes."""
+  answers = {}
+  kinds = {"giou": ops.generalized_box_iou_loss, "diou": ops.distance_box_iou_loss, "ciou": ops.complete_box_iou_loss}
+  for name, loss in kinds.items():
+    predicted, targets = map(tensor, filling.overlap_case())
+    values = loss(predicted.requires_grad_(), targets)
+    values.sum().backward()
+    answers |= {name: values.detach(), f"gradient_{name}": predicted.grad}
+  return answers
+
+
+@record
 def matcher() -> dict:
   regions, objects = map(tensor, filling.matcher_case())
   overlaps = ops.box_iou(objects, regions)

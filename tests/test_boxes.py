@@ -44,6 +44,30 @@ def test_giou_by_eye():
   np.testing.assert_allclose(boxes.giou(unit, others), [1, 0, -0.5, 0.5], atol=1e-6)
 
 
+def test_diou_by_eye():
+  unit = np.float32([0, 0, 1, 1])
+  others = np.float32([[0, 0, 1, 1], [1, 0, 2, 1], [3, 0, 4, 1], [-1, -1, 2, 2]])
+  # The second pair's centres are 1 apart, and its hull, 2 by 1, has a squared diagonal of 5; the last are concentric.
+  np.testing.assert_allclose(boxes.diou(unit, others), [1, -1 / 5, -9 / 17, 1 / 9], atol=1e-6)
+
+
+def test_ciou_by_eye():
+  long, short = np.sqrt(3) / 2, 0.5
+  lying, standing = np.float32([-long, -short, long, short]), np.float32([-short, -long, short, long])
+  # Concentric, so that only the aspect is wrong: diagonals at 60 and 30 degrees, v = 4 / pi^2 * (pi / 6)^2 = 1 / 9.
+  iou = 1 / (2 * np.sqrt(3) - 1)
+  weight = (1 / 9) / (1 - iou + 1 / 9)
+  np.testing.assert_allclose(boxes.ciou(lying, standing), iou - weight / 9, rtol=1e-5)
+  np.testing.assert_allclose(boxes.ciou(lying, 3 * lying), 1 / 9, rtol=1e-5)  # the same aspect: IoU alone
+
+
+@pytest.mark.parametrize("measure", [boxes.giou, boxes.diou, boxes.ciou], ids=["giou", "diou", "ciou"])
+def test_equal_boxes_overlap_wholly_and_their_gradient_is_finite(measure):
+  value, gradient = jax.value_and_grad(lambda box: measure(box, ORDINARY).sum())(jnp.asarray(ORDINARY))
+  np.testing.assert_allclose(value, len(ORDINARY), rtol=1e-6)
+  assert np.isfinite(gradient).all()
+
+
 def test_intersection_over_area_is_the_share_of_the_first_box():
   small, crowd = np.float32([[0, 0, 2, 2], [3, 0, 5, 2]]), np.float32([[0, 0, 4, 100]])
   np.testing.assert_allclose(boxes.intersection_over_area(small, crowd), [[1.0], [0.5]])
@@ -86,6 +110,15 @@ def test_iou_is_symmetric_bounded_and_above_giou(a, b):
 
 @settings(deadline=None, max_examples=25)
 @given(some_boxes(), some_boxes())
+def test_ciou_is_symmetric_and_below_diou_which_is_below_iou(a, b):
+  ciou, diou = boxes.ciou(a, b), boxes.diou(a, b)
+  np.testing.assert_allclose(ciou, boxes.ciou(b, a), atol=1e-6)
+  assert (ciou <= diou).all()
+  assert (diou <= np.diagonal(boxes.iou(a, b)) + 1e-6).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(some_boxes(), some_boxes())
 def test_flip_is_its_own_inverse_and_keeps_overlaps(a, b):
   np.testing.assert_array_equal(boxes.flip(boxes.flip(a, 640.0), 640.0), a)
   np.testing.assert_allclose(boxes.iou(boxes.flip(a, 640.0), boxes.flip(b, 640.0)), boxes.iou(a, b), rtol=1e-6)
@@ -100,12 +133,27 @@ def test_degenerate_boxes_overlap_nothing():
   [
     lambda box: boxes.iou(box, ORDINARY),
     lambda box: boxes.giou(box[:, None], ORDINARY),
+    lambda box: boxes.diou(box[:, None], ORDINARY),
+    lambda box: boxes.diou(box, box),
+    lambda box: boxes.ciou(box[:, None], ORDINARY),
+    lambda box: boxes.ciou(box, box),
     lambda box: boxes.intersection_over_area(box, ORDINARY),
     lambda box: boxes.encode(box, ORDINARY[0]),
     lambda box: boxes.encode(ORDINARY[0], box),
     lambda box: boxes.decode(jnp.ones(4), box),
   ],
-  ids=["iou", "giou", "intersection_over_area", "encode", "encode from", "decode"],
+  ids=[
+    "iou",
+    "giou",
+    "diou",
+    "diou of itself",
+    "ciou",
+    "ciou of itself",
+    "intersection_over_area",
+    "encode",
+    "encode from",
+    "decode",
+  ],
 )
 def test_degenerate_boxes_have_finite_values_and_gradients(function):
   both = jax.jit(jax.value_and_grad(lambda box: function(box).sum()))

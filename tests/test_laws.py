@@ -121,11 +121,18 @@ def mask_law(s):
   return (targets,)
 
 
+def box_regression_law(s, kind):
+  targets = s["boxes"] + s["labels"] + jnp.array([0.0, 0.0, 4.0, 4.0])
+  return (losses.box_regression(s["logits"], s["boxes"], targets, s["valid"], kind=kind, beta=0.1),)
+
+
 pool_options = {"output_size": 3, "spatial_scale": 1 / 4}
 
 LAWS = {
   "iou": Law(lambda s: (boxes.iou(s["boxes"], s["truth_boxes"]),), ("NM",)),
   "giou": Law(lambda s: (boxes.giou(s["boxes"][:, None], s["truth_boxes"][None]),), ("NM",)),
+  "diou": Law(lambda s: (boxes.diou(s["boxes"][:, None], s["truth_boxes"][None]),), ("NM",)),
+  "ciou": Law(lambda s: (boxes.ciou(s["boxes"][:, None], s["truth_boxes"][None]),), ("NM",)),
   "intersection_over_area": Law(lambda s: (boxes.intersection_over_area(s["boxes"], s["truth_boxes"]),), ("NM",)),
   "area": Law(lambda s: (boxes.area(s["boxes"]),), ("N",)),
   "clip": Law(lambda s: (boxes.clip(s["boxes"], jnp.array([40, 50])),), ("N",)),
@@ -180,6 +187,8 @@ LAWS = {
     lambda s: (losses.sigmoid_cross_entropy(s["logits"], s["labels"], s["valid"]),), ("",), "logits"
   ),
   "smooth_l1": Law(lambda s: (losses.smooth_l1(s["logits"], s["labels"], s["valid"], beta=0.1),), ("",), "logits"),
+  "box_regression by smooth_l1": Law(functools.partial(box_regression_law, kind="smooth_l1"), ("",), "logits"),
+  "box_regression by ciou": Law(functools.partial(box_regression_law, kind="ciou"), ("",), "logits"),
 }
 
 

@@ -50,6 +50,24 @@ def test_smooth_l1_is_a_parabola_inside_beta_and_a_line_outside(beta, expected):
 
 
 @pytest.mark.parametrize(
+  "kind, expected",
+  [
+    ("smooth_l1", 10 - 0.5),  # dx = 1 anchor width, ten-fold; beta 1
+    ("giou", 1),
+    ("diou", 1 + 4**2 / (8**2 + 2**2)),
+    ("ciou", 1 + 4**2 / (8**2 + 2**2)),
+  ],
+)
+def test_box_regression_of_a_box_beside_its_target(kind, expected):
+  anchors, targets = np.float32([[0, 0, 4, 2]] * 2), np.float32([[4, 0, 8, 2]] * 2)
+  options = dict(kind=kind, beta=1.0, weights=(10.0, 10.0, 5.0, 5.0))
+  got = losses.box_regression(np.zeros((2, 4), np.float32), anchors, targets, FIRST, **options)
+  np.testing.assert_allclose(got, expected, rtol=1e-6)
+  exact = losses.box_regression(np.float32([[10, 0, 0, 0]] * 2), anchors, targets, BOTH, **options)
+  np.testing.assert_allclose(exact, 0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
   "loss",
   [
     lambda x, targets: losses.softmax_cross_entropy(x, jnp.array([1, -(2**31)]), FIRST),

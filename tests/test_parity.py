@@ -79,6 +79,16 @@ def test_box_coder_in_both_directions_and_beyond_the_clamp(name, weights):
   close(boxes.decode(deltas * np.float32(weights), origins, weights), recorded("box_coder")[f"decoded_{name}"])
 
 
+@pytest.mark.parametrize("measure", [boxes.giou, boxes.diou, boxes.ciou], ids=["giou", "diou", "ciou"])
+def test_losses_of_overlap_and_their_gradients(measure):
+  predicted, targets = filling.overlap_case()
+  name = measure.__name__
+  close(1 - measure(predicted, targets), recorded("overlap_losses")[name])
+  gradient = jax.grad(lambda predicted: (1 - measure(predicted, targets)).sum())(predicted)
+  # Where both boxes are equal, a corner's gradient is any between its two sides': each side takes its own convention.
+  close(gradient[:-3], recorded("overlap_losses")[f"gradient_{name}"][:-3])
+
+
 def as_torchvision(match: assign.Match) -> np.ndarray:
   """The object of each region; -1 for background, -2 for what is neither."""
   return np.where(match.foreground, match.matched, np.where(match.background, -1, -2))

@@ -16,6 +16,7 @@ from rcnn_jax.models.backbones.resnet import Stage
 from rcnn_jax.models.layers import Conv, Deconv, norm
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.ops import boxes, keypoints, losses, masks, nms
+from rcnn_jax.ops.losses import BoxLoss
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
 xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -88,6 +89,8 @@ class BoxHead(nn.Module):
 
   delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
   class_agnostic: bool = False
+  regression_loss: BoxLoss = "smooth_l1"  # Detectron2's BOX_REG_LOSS_TYPE
+  regression_weight: float = 1.0
   smooth_l1_beta: float = 1 / 9
   score_threshold: float = 0.05
   min_size: float = 1e-2
@@ -117,12 +120,20 @@ class BoxHead(nn.Module):
     """
 
     def image(logits, deltas, samples, truth):
-      targets = boxes.encode(truth.boxes[samples.matched], samples.boxes, self.delta_weights)
       group = jnp.zeros_like(samples.classes) if self.class_agnostic else jnp.maximum(samples.classes - 1, 0)
       predicted = jnp.take_along_axis(deltas, group[:, None, None], axis=1)[:, 0]
+      box = losses.box_regression(
+        predicted,
+        samples.boxes,
+        truth.boxes[samples.matched],
+        samples.valid & (samples.classes > 0),
+        kind=self.regression_loss,
+        beta=self.smooth_l1_beta,
+        weights=self.delta_weights,
+      )
       return {
         "class": losses.softmax_cross_entropy(logits, samples.classes, samples.valid),
-        "box": losses.smooth_l1(predicted, targets, samples.valid & (samples.classes > 0), beta=self.smooth_l1_beta),
+        "box": self.regression_weight * box,
         "num_samples": jnp.sum(samples.valid),
       }
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rcnn_jax.models.layers import Conv
 from rcnn_jax.ops import anchors, assign, boxes, losses, nms, random
+from rcnn_jax.ops.losses import BoxLoss
 from rcnn_jax.types import Array, Batch, Proposals
 
 normal = nn.initializers.normal
@@ -52,6 +53,8 @@ class Rpn(nn.Module):
   background_iou: float = 0.3
   num_samples: int = 256
   foreground_fraction: float = 0.5
+  regression_loss: BoxLoss = "smooth_l1"  # Detectron2's BOX_REG_LOSS_TYPE
+  regression_weight: float = 1.0
   smooth_l1_beta: float = 1 / 9
   # Whether the losses are divided by `num_samples` an image (Detectron2), or by as many as there were to sample.
   fixed_normaliser: bool = False
@@ -134,10 +137,17 @@ class Rpn(nn.Module):
         foreground_fraction=self.foreground_fraction,
       )
       index = samples.indices
-      targets = boxes.encode(truth.boxes[matches.matched[index]], grid[index])
+      box = losses.box_regression(
+        deltas[index],
+        grid[index],
+        truth.boxes[matches.matched[index]],
+        samples.foreground,
+        kind=self.regression_loss,
+        beta=self.smooth_l1_beta,
+      )
       return {
         "objectness": losses.sigmoid_cross_entropy(logits[index], samples.foreground, samples.valid),
-        "box": losses.smooth_l1(deltas[index], targets, samples.foreground, beta=self.smooth_l1_beta),
+        "box": self.regression_weight * box,
         "num_samples": self.num_samples * valid if self.fixed_normaliser else jnp.sum(samples.valid),
       }
 

@@ -6,8 +6,14 @@ replaced before the arithmetic, since 0 * NaN is NaN.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import jax
 import jax.numpy as jnp
+
+from rcnn_jax.ops import boxes
+
+BoxLoss = Literal["smooth_l1", "giou", "diou", "ciou"]
 
 
 def softmax_cross_entropy(logits: jax.Array, classes: jax.Array, valid: jax.Array) -> jax.Array:
@@ -53,6 +59,37 @@ def smooth_l1(predictions: jax.Array, targets: jax.Array, valid: jax.Array, *, b
   if beta > 0:
     distance = jnp.where(distance < beta, 0.5 * difference**2 / beta, distance - 0.5 * beta)
   return distance.sum()
+
+
+def box_regression(
+  deltas: jax.Array,
+  anchors: jax.Array,
+  targets: jax.Array,
+  valid: jax.Array,
+  *,
+  kind: BoxLoss,
+  beta: float,
+  weights: tuple[float, float, float, float] = (1, 1, 1, 1),
+) -> jax.Array:
+  """f32[]: sum of how far the boxes that deltas make of anchors are from their targets.
+
+  'smooth_l1' compares deltas (four terms a box); the others compare the decoded boxes, 1 less their generalised,
+  distance or complete IoU (arXiv:1902.09630, arXiv:1911.08287), as Detectron2's BOX_REG_LOSS_TYPE.
+
+  Args:
+    deltas: f32[N, 4].
+    anchors: f32[N, 4], what the deltas are relative to.
+    targets: f32[N, 4], boxes.
+    valid: bool[N].
+    kind: which loss.
+    beta: of `smooth_l1`, the others have none.
+    weights: of the deltas, as `boxes.encode`'s.
+  """
+  if kind == "smooth_l1":
+    return smooth_l1(deltas, boxes.encode(targets, anchors, weights), valid, beta=beta)
+  predicted = boxes.decode(_only(valid, deltas), _only(valid, anchors), weights)
+  overlap = {"giou": boxes.giou, "diou": boxes.diou, "ciou": boxes.ciou}[kind]
+  return _only(valid, 1 - overlap(predicted, _only(valid, targets))).sum()
 
 
 def divide(total: jax.Array, count: jax.Array) -> jax.Array:

@@ -1,0 +1,66 @@
+"""The options of the heads that place boxes: how regression is scored, in the RPN and in the box head."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from rcnn_jax.models.heads import BoxHead
+from rcnn_jax.types import GroundTruth, RoiSamples
+from tests.small_detector import scene_batch, small_detector, variables
+
+TRUTH = GroundTruth(
+  boxes=np.float32([[[0, 0, 20, 10], [30, 30, 50, 40]]]),
+  classes=np.int32([[1, 2]]),
+  crowd=np.zeros((1, 2), bool),
+  difficult=np.zeros((1, 2), bool),
+  valid=np.ones((1, 2), bool),
+)
+# Two foreground RoIs, of which the first is exact and the second half of its object; background; padding.
+SAMPLES = RoiSamples(
+  boxes=np.float32([[[0, 0, 20, 10], [30, 30, 40, 40], [60, 0, 70, 10], [np.nan] * 4]]),
+  classes=np.int32([[1, 2, 0, 0]]),
+  matched=np.int32([[0, 1, 0, 0]]),
+  valid=np.array([[True, True, True, False]]),
+)
+
+
+@pytest.mark.parametrize("agnostic", [False, True])
+@pytest.mark.parametrize(
+  "kind, expected",
+  [
+    # GIoU of a half is 1/2; the centres are 5 apart, the hull's squared diagonal is 500.
+    ("giou", 1 / 2),
+    ("diou", 1 / 2 + 25 / 500),
+    # dx = 5 of 10, dw = log 2, of weights 10 and 5; L1.
+    ("smooth_l1", 10 * 5 / 10 + 5 * np.log(2)),
+  ],
+)
+def test_regression_losses_are_divided_by_the_number_of_samples(kind, expected, agnostic):
+  head = BoxHead(regression_loss=kind, regression_weight=2.0, smooth_l1_beta=0.0, class_agnostic=agnostic)
+  logits, deltas = np.zeros((1, 4, 3), np.float32), np.zeros((1, 4, 1 if agnostic else 2, 4), np.float32)
+  terms, gradient = jax.value_and_grad(lambda d: head.losses(logits, d, SAMPLES, TRUTH)["roi_box"])(deltas)
+  np.testing.assert_allclose(terms, 2 * expected / 3, rtol=1e-5)
+  assert np.isfinite(gradient).all()
+  assert not gradient[0, 2:].any()  # background and padding
+
+
+def test_the_rpn_and_the_box_head_learn_by_overlap():
+  usual = small_detector()
+  model = usual.clone(
+    proposer=usual.proposer.clone(regression_loss="giou"), box=usual.box.clone(regression_loss="ciou")
+  )
+  batch = scene_batch(0)
+  batch = batch.replace(truth=batch.truth.replace(valid=batch.truth.valid & np.array([[True], [False]])))
+
+  def total(variables):
+    terms = model.apply(variables, batch, jax.random.key(0), method="losses")
+    return sum(terms.values()), terms
+
+  (_, terms), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(variables())
+  # A box costs at least nothing and at most 2 by GIoU and 3 by CIoU; at most half of the samples are boxes.
+  assert 0 < terms["rpn_box"] < 2 / 2 and 0 < terms["roi_box"] < 3 / 2
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+  for name in ("proposer", "box"):
+    assert np.asarray(gradient["params"][name]["deltas"]["kernel"]).any()
