@@ -1,4 +1,4 @@
-"""The options of the heads that place boxes: how regression is scored, in the RPN and in the box head."""
+"""The options of the heads that place boxes: how regression is scored in training, how overlaps are in detection."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from rcnn_jax.models.heads import BoxHead
+from rcnn_jax import experiment
+from rcnn_jax.models.heads import BoxHead, SoftNms, select
 from rcnn_jax.types import GroundTruth, RoiSamples
 from tests.small_detector import scene_batch, small_detector, variables
 
@@ -64,3 +65,26 @@ def test_the_rpn_and_the_box_head_learn_by_overlap():
   assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
   for name in ("proposer", "box"):
     assert np.asarray(gradient["params"][name]["deltas"]["kernel"]).any()
+
+
+def test_soft_nms_keeps_what_nms_drops_at_a_lower_score_and_class_by_class():
+  decoded = np.float32([[[0, 0, 20, 10]], [[0, 0, 20, 8]], [[30, 0, 40, 10]]])  # the first two: IoU 0.8
+  scores = np.float32([[0.9, 0.0], [0.8, 0.3], [0.2, 0.0]])
+  arguments = scores, decoded, np.ones(3, bool), np.int32([48, 64])
+  head = BoxHead(nms_iou=0.3, max_detections=5)
+  hard = select(head, *arguments)
+  np.testing.assert_allclose(hard.scores[hard.valid], [0.9, 0.3, 0.2])
+  soft = select(head, *arguments, SoftNms(decay="linear"))
+  np.testing.assert_allclose(soft.scores[soft.valid], [0.9, 0.3, 0.2, 0.8 * 0.2], rtol=1e-5)
+  np.testing.assert_array_equal(soft.classes[soft.valid], [1, 2, 1, 1])
+  np.testing.assert_array_equal(soft.boxes[3], decoded[1, 0])
+  fewer = select(head, *arguments, SoftNms(decay="linear", score_threshold=0.18))
+  np.testing.assert_allclose(fewer.scores[fewer.valid], [0.9, 0.3, 0.2])
+
+
+def test_soft_nms_is_written_down_with_its_head_and_absent_from_what_was_written_before_it():
+  head = BoxHead(soft_nms=SoftNms(sigma=0.3))
+  form = experiment.to_json(head)
+  assert experiment.from_json(form) == head
+  del form["soft_nms"]
+  assert experiment.from_json(form) == BoxHead()

@@ -121,6 +121,11 @@ def mask_law(s):
   return (targets,)
 
 
+def soft_nms_law(s, decay):
+  options = dict(iou_threshold=0.1, sigma=0.5, score_threshold=0.1, max_output=10, groups=s["classes"])
+  return nms.soft_nms(s["boxes"], s["scores"], s["valid"], decay=decay, **options)
+
+
 def box_regression_law(s, kind):
   targets = s["boxes"] + s["labels"] + jnp.array([0.0, 0.0, 4.0, 4.0])
   return (losses.box_regression(s["logits"], s["boxes"], targets, s["valid"], kind=kind, beta=0.1),)
@@ -145,6 +150,8 @@ LAWS = {
     lambda s: nms.nms(s["boxes"], s["scores"], s["valid"], iou_threshold=0.3, max_output=10, groups=s["classes"]),
     ("", ""),
   ),
+  "linear soft_nms": Law(functools.partial(soft_nms_law, decay="linear"), ("", "", "")),
+  "gaussian soft_nms": Law(functools.partial(soft_nms_law, decay="gaussian"), ("", "", "")),
   "nms_mask": Law(lambda s: (nms.nms_mask(s["boxes"], s["scores"], s["valid"], iou_threshold=0.3),), ("",)),
   "roi_align": Law(
     lambda s: (pooling.roi_align(s["features"], s["boxes"], aligned=True, **pool_options),), ("N",), "features"

@@ -1,4 +1,4 @@
-"""Fixed-size NMS against greedy NMS written as its definition reads."""
+"""Fixed-size NMS, greedy and soft, against each written as its definition reads."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import functools
 
 import jax
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -85,3 +86,58 @@ def test_an_overlap_of_exactly_the_threshold_suppresses_nothing():
   boxes = np.float32([[0, 0, 2, 1], [0, 0, 1, 1]])  # IoU 1/2
   got = nms_ops.nms(boxes, np.float32([1, 0.5]), np.ones(2, bool), iou_threshold=0.5, max_output=2)
   assert rows(got) == [0, 1]
+
+
+SOFT = dict(iou_threshold=THRESHOLD, sigma=0.5, score_threshold=0.04)
+
+
+def softly(boxes, scores, decay):
+  """{row: decayed score} of the boxes of one class: the algorithm of the paper's figure 3, box by box."""
+  overlap = np.asarray(box_ops.iou(boxes, boxes))
+  scores, left, kept = scores.astype(np.float64), list(range(len(boxes))), {}
+  while left := [row for row in left if scores[row] > SOFT["score_threshold"]]:
+    best = max(left, key=lambda row: scores[row])
+    kept[best] = scores[best]
+    left.remove(best)
+    for row in left:
+      if decay == "gaussian":
+        scores[row] *= np.exp(-(overlap[best, row] ** 2) / SOFT["sigma"])
+      elif overlap[best, row] > SOFT["iou_threshold"]:
+        scores[row] *= 1 - overlap[best, row]
+  return kept
+
+
+@pytest.mark.parametrize("decay", ["linear", "gaussian"])
+def test_soft_nms_equals_the_papers_loop_class_by_class(decay):
+  soft = jax.jit(functools.partial(nms_ops.soft_nms, decay=decay, max_output=N + 3, **SOFT))
+  dropped = 0
+  for seed in range(20):
+    rng = np.random.default_rng(seed)
+    corner = rng.uniform(0, 6, (N, 2))
+    boxes = np.concatenate([corner, corner + rng.uniform(1, 8, (N, 2))], axis=1).astype(np.float32)
+    scores, valid, groups = rng.random(N, np.float32), rng.random(N) < 0.9, rng.integers(0, 2, N)
+    expected = {}
+    for group in range(2):
+      members = np.flatnonzero(valid & (groups == group))
+      expected |= {members[i]: score for i, score in softly(boxes[members], scores[members], decay).items()}
+    indices, decayed, found = map(np.asarray, soft(boxes, scores, valid, groups=groups))
+    ranked = sorted(expected, key=expected.get, reverse=True)
+    assert indices.tolist() == ranked + [0] * (N + 3 - len(ranked))
+    assert found.tolist() == [True] * len(ranked) + [False] * (N + 3 - len(ranked))
+    np.testing.assert_allclose(decayed[found], [expected[row] for row in ranked], rtol=1e-5)
+    assert not decayed[~found].any()
+    dropped += valid.sum() - len(ranked)
+  assert dropped
+
+
+def test_soft_nms_by_eye():
+  # The second box is half of the first (IoU 1/2), the third is the first again, the fourth stands alone.
+  boxes = np.float32([[0, 0, 2, 1], [0, 0, 1, 1], [0, 0, 2, 1], [5, 5, 6, 6]])
+  scores, valid = np.float32([0.9, 0.8, 0.9, 0.5]), np.ones(4, bool)
+  options = dict(sigma=0.5, score_threshold=0.001, max_output=3)
+  linear = nms_ops.soft_nms(boxes, scores, valid, decay="linear", iou_threshold=0.4, **options)
+  np.testing.assert_array_equal(linear[0], [0, 3, 1])  # the copy scores 0, and is gone
+  np.testing.assert_allclose(linear[1], [0.9, 0.5, 0.4], rtol=1e-6)
+  gaussian = nms_ops.soft_nms(boxes, scores, valid, decay="gaussian", iou_threshold=0.4, **options)
+  np.testing.assert_array_equal(gaussian[0], [0, 3, 1])
+  np.testing.assert_allclose(gaussian[1], [0.9, 0.5, 0.8 * np.exp(-0.5)], rtol=1e-6)

@@ -6,6 +6,7 @@ are not valid enter no statistics.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Literal
 
 import flax.linen as nn
@@ -84,6 +85,15 @@ class Res5Trunk(nn.Module):
     return stage(rois, key is not None, valid)
 
 
+@dataclasses.dataclass(frozen=True)
+class SoftNms:
+  """Overlapping detections lose some of their score instead of all (arXiv:1704.04503)."""
+
+  decay: Literal["linear", "gaussian"] = "gaussian"  # linear: above an IoU of the head's nms_iou; the paper's: 0.3
+  sigma: float = 0.5  # of the Gaussian decay
+  score_threshold: float = 0.001  # of decayed scores
+
+
 class BoxHead(nn.Module):
   """Classification over K + 1 classes and box regression (arXiv:1504.08083, section 2.3)."""
 
@@ -95,6 +105,7 @@ class BoxHead(nn.Module):
   score_threshold: float = 0.05
   min_size: float = 1e-2
   nms_iou: float = 0.5
+  soft_nms: SoftNms | None = None  # in place of NMS
   num_candidates: int = 2000  # boxes of all classes that enter NMS, by falling score
   max_detections: int = 100
 
@@ -148,12 +159,19 @@ class BoxHead(nn.Module):
 
     def image(logits, deltas, proposals, image_size):
       decode = jax.vmap(lambda d: boxes.decode(d, proposals.boxes, self.delta_weights), 1, 1)
-      return select(self, jax.nn.softmax(logits)[:, 1:], decode(deltas), proposals.valid, image_size)
+      return select(self, jax.nn.softmax(logits)[:, 1:], decode(deltas), proposals.valid, image_size, self.soft_nms)
 
     return jax.vmap(image)(class_logits, box_deltas, proposals, batch.image_size)
 
 
-def select(head: nn.Module, scores: Array, decoded: Array, valid: Array, image_size: Array) -> Detections:
+def select(
+  head: nn.Module,
+  scores: Array,
+  decoded: Array,
+  valid: Array,
+  image_size: Array,
+  soft_nms: SoftNms | None = None,
+) -> Detections:
   """One image's detections: scores above the threshold, boxes clipped, NMS class by class, the best D.
 
   Args:
@@ -162,6 +180,7 @@ def select(head: nn.Module, scores: Array, decoded: Array, valid: Array, image_s
     decoded: f32[N, K, 4], or f32[N, 1, 4] for one box of all classes, canvas pixels.
     valid: bool[N].
     image_size: (height, width), pixels.
+    soft_nms: in place of NMS; the scores, 0 or more, have then decayed.
   """
   num_proposals, num_classes = scores.shape
   decoded = jnp.broadcast_to(decoded, (num_proposals, num_classes, 4)).reshape(-1, 4)
@@ -172,16 +191,15 @@ def select(head: nn.Module, scores: Array, decoded: Array, valid: Array, image_s
   valid &= jnp.all(sides >= head.min_size, axis=-1)
   top = jax.lax.top_k(jnp.where(valid, scores, -jnp.inf), min(head.num_candidates, scores.shape[0]))[1]
   candidates = Detections(decoded[top], scores[top], classes[top], valid[top])
-  index, kept = nms.nms(
-    candidates.boxes,
-    candidates.scores,
-    candidates.valid,
-    iou_threshold=head.nms_iou,
-    max_output=head.max_detections,
-    groups=candidates.classes,
-  )
+  rows = candidates.boxes, candidates.scores, candidates.valid
+  options = dict(iou_threshold=head.nms_iou, max_output=head.max_detections, groups=candidates.classes)
+  if soft_nms is None:
+    index, kept = nms.nms(*rows, **options)
+    scores = candidates.scores[index]
+  else:
+    index, scores, kept = nms.soft_nms(*rows, **options, **dataclasses.asdict(soft_nms))
   found = jax.tree.map(lambda leaf: leaf[index], candidates)
-  return found.replace(valid=kept)
+  return found.replace(scores=scores, valid=kept)
 
 
 class MaskHead(nn.Module):

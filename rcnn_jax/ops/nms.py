@@ -1,4 +1,4 @@
-"""Non-maximum suppression, exactly greedy, as one program of fixed size.
+"""Non-maximum suppression, exactly greedy or soft, as one program of fixed size.
 
 Greedy suppression is sequential: a box is kept unless a kept box of higher score overlaps it. The same set is the
 fixed point of applying that sentence to all boxes at once, starting with all kept: after t rounds the first t
@@ -6,6 +6,8 @@ boxes are right, and in practice a handful of rounds, the longest chain of suppr
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -50,6 +52,52 @@ def nms_mask(
   """bool[N]: which of the rows survive; arguments as for `nms`."""
   order, keep = _ordered_survivors(boxes, scores, valid, iou_threshold, groups)
   return keep[jnp.argsort(order)]
+
+
+def soft_nms(
+  boxes: jax.Array,
+  scores: jax.Array,
+  valid: jax.Array,
+  *,
+  decay: Literal["linear", "gaussian"],
+  iou_threshold: float,
+  sigma: float,
+  score_threshold: float,
+  max_output: int,
+  groups: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """(indices i32[max_output], scores f32[max_output], valid bool[max_output]): Soft-NMS (arXiv:1704.04503, figure 3).
+
+  The best box is taken, the scores of the others decay by their overlap with it, and again: `max_output` rounds. Of
+  equal scores the lower row goes first. The scores returned have decayed, and fall; rows beyond the last are 0.
+
+  Args:
+    boxes: f32[N, 4].
+    scores: f32[N], 0 or more.
+    valid: bool[N].
+    decay: by 1 - IoU where the IoU is above the threshold ('linear'), or by exp(-IoU^2 / sigma) ('gaussian').
+    iou_threshold: 0..1, of the linear decay.
+    sigma: of the Gaussian decay.
+    score_threshold: 0 or more; boxes that do not score above it, at first or once decayed, are dropped.
+    max_output: how many rows to return.
+    groups: i32[N], classes or levels; boxes of different groups do not touch each other's scores.
+  """
+  boxes, scores = jnp.asarray(boxes), jnp.asarray(scores)
+  groups = jnp.zeros(len(boxes), jnp.int32) if groups is None else jnp.asarray(groups)
+  rows = jnp.arange(len(boxes))
+
+  def take_best(state, _):
+    scores, left = state
+    best = jnp.argmax(jnp.where(left, scores, -jnp.inf)).astype(jnp.int32)
+    overlap = box_ops.iou(boxes[best][None], boxes)[0]
+    linear = jnp.where(overlap > iou_threshold, 1 - overlap, 1.0)
+    factor = linear if decay == "linear" else jnp.exp(-(overlap**2) / sigma)
+    decayed = scores * jnp.where(groups == groups[best], factor, 1.0)
+    taken = jnp.where(left[best], best, 0), jnp.where(left[best], scores[best], 0.0), left[best]
+    return (decayed, left & (rows != best) & (decayed > score_threshold)), taken
+
+  # The rows left are a mask of their own: a score of minus infinity would not survive a factor of 0.
+  return jax.lax.scan(take_best, (scores, valid & (scores > score_threshold)), length=max_output)[1]
 
 
 def _ordered_survivors(boxes, scores, valid, iou_threshold, groups) -> tuple[jax.Array, jax.Array]:
