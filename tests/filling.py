@@ -68,6 +68,7 @@ DETECTRON2_MODELS = {
   "mask_rcnn_R_50_C4_3x": "COCO-InstanceSegmentation",
   "mask_rcnn_R_50_FPN_3x": "COCO-InstanceSegmentation",
   "keypoint_rcnn_R_50_FPN_3x": "COCO-Keypoints",
+  "cascade_mask_rcnn_R_50_FPN_3x": "Misc",
 }
 # Those whose detections are recorded; what is left of a Mask R-CNN without its masks is the Faster R-CNN.
 DETECTRON2_RECORDED = (

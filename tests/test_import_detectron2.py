@@ -72,7 +72,14 @@ def assert_equal(ours, theirs):
 
 
 @pytest.mark.parametrize(
-  "name", ["faster_rcnn_R_50_DC5_3x", "keypoint_rcnn_R_50_FPN_3x", "mask_rcnn_R_50_C4_3x", "mask_rcnn_R_50_FPN_3x"]
+  "name",
+  [
+    "faster_rcnn_R_50_DC5_3x",
+    "keypoint_rcnn_R_50_FPN_3x",
+    "mask_rcnn_R_50_C4_3x",
+    "mask_rcnn_R_50_FPN_3x",
+    "cascade_mask_rcnn_R_50_FPN_3x",
+  ],
 )
 def test_the_names_and_shapes_are_those_of_detectron2s_state_dict(name):
   model = experiments.load(f"detectron2_{name}").model

@@ -1,11 +1,13 @@
 """The R-CNN family as one composition: backbone, proposer, pooling, trunk, heads.
 
-R-CNN's regions, Fast R-CNN's shared features, Faster R-CNN's proposals and FPN's levels are choices of the parts;
-what follows is the order in which the papers apply them. `losses` and `detect` are each one static program.
+R-CNN's regions, Fast R-CNN's shared features, Faster R-CNN's proposals, FPN's levels and a cascade's stages are
+choices of the parts; what follows is the order in which the papers apply them. `losses` and `detect` are each one
+static program.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rcnn_jax.models.cascade import Refinement, mean_logits, refined, scale_gradient
 from rcnn_jax.models.pooling import Pool, pool_batch
 from rcnn_jax.ops import assign, boxes, random
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
@@ -63,11 +66,18 @@ class Detector(nn.Module):
   box: nn.Module
   mask: nn.Module | None = None
   keypoint: nn.Module | None = None
+  cascade: tuple[Refinement, ...] = ()  # the stages after the first, with trunks and box heads like the first one's
   sampler: RoiSampler = RoiSampler()
   roi_chunk: int | None = None  # RoIs of an image at a time in detection, which bounds memory; None: all at once
   num_classes: int | None = None  # K, without the background; filled in from the data
   num_keypoints: int | None = None  # J, of a keypoint head; filled in from the data
   dtype: str = "float32"  # what convolutions and matrix products compute in: 'float32' or 'bfloat16'
+
+  def setup(self):
+    # By stage: the first one's are `trunk` and `box`, whose settings the others share.
+    self.trunks = (self.trunk, *(self.trunk.clone(parent=None) for _ in self.cascade))
+    later = (self.box.clone(parent=None, delta_weights=stage.delta_weights) for stage in self.cascade)
+    self.box_heads = (self.box, *later)
 
   @nn.nowrap
   def met_with(self, categories: Sequence[Any], keypoints: Any | None) -> Detector:
@@ -87,7 +97,9 @@ class Detector(nn.Module):
     keys = random.per_image(random.named(key, "rois"), batch.image_id)
     samples = jax.lax.stop_gradient(jax.vmap(self.sampler)(proposals, batch.truth, keys))
     embedded, pooled = self.look(features, samples.boxes, random.named(key, "dropout"), samples.valid)
-    terms |= self.box.losses(*self.classify(embedded, pooled), samples, batch.truth)
+    answers = self.classify(embedded, pooled)
+    of_boxes = self.box.losses(*answers, samples, batch.truth)
+    terms |= self.cascade_losses(of_boxes, features, answers, samples, batch, key) if self.cascade else of_boxes
     # Masks and keypoints are learnt from foreground alone, which stands in the first rows.
     num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
     foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
@@ -104,12 +116,44 @@ class Detector(nn.Module):
     features = self.backbone(self.normalise(batch), False)
     proposals, _ = self.proposer(features, self.backbone.strides, batch, None)
     answers = self.classify(*self.look(features, proposals.boxes, None, proposals.valid))
-    found = self.box.detections(*answers, proposals, batch)
+    if self.cascade:
+      answers, proposals = self.cascade_answers(features, answers, proposals, batch)
+    found = self.box_heads[-1].detections(*answers, proposals, batch)
     if self.mask is not None:
       found = found.replace(masks=self.mask.probabilities(self.segment(features, found.boxes), found.classes))
     if self.keypoint is not None:
       found = found.replace(keypoints=self.keypoint.keypoints(self.locate(features, found.boxes), found.boxes))
     return found
+
+  def cascade_losses(
+    self, of_boxes: dict, features: tuple, answers: tuple, samples: RoiSamples, batch: Batch, key: Array
+  ) -> dict[str, Array]:
+    """The first stage's terms and those of the stages after it, each with its stage's number: roi_class_1, ..."""
+    terms = {f"{term}_1": value for term, value in of_boxes.items()}
+    for stage, refinement in enumerate(self.cascade, start=1):
+      rois = self.refine(answers, samples.boxes, batch, stage - 1)
+      samples = jax.vmap(refinement.samples)(rois, samples.valid, batch.truth)
+      dropout = random.named(key, f"dropout{stage + 1}")
+      answers = self.classify(*self.look(features, samples.boxes, dropout, samples.valid, stage), stage)
+      of_boxes = self.box_heads[stage].losses(*answers, samples, batch.truth)
+      terms |= {f"{term}_{stage + 1}": value for term, value in of_boxes.items()}
+    return terms
+
+  def cascade_answers(
+    self, features: tuple, answers: tuple, proposals: Proposals, batch: Batch
+  ) -> tuple[tuple[Array, ...], Proposals]:
+    """What the last stage answers, its class logits the mean of all stages', and the regions that it was given."""
+    class_logits = [answers[0]]
+    for stage in range(1, len(self.box_heads)):
+      proposals = proposals.replace(boxes=self.refine(answers, proposals.boxes, batch, stage - 1))
+      answers = self.classify(*self.look(features, proposals.boxes, None, proposals.valid, stage), stage)
+      class_logits.append(answers[0])
+    return (mean_logits(class_logits), *answers[1:]), proposals
+
+  def refine(self, answers: tuple[Array, ...], rois: Array, batch: Batch, stage: int) -> Array:
+    """rois f32[B, R, 4] -> the boxes f32[B, R, 4] that a stage made of them, for the next one."""
+    regress = functools.partial(refined, delta_weights=self.box_heads[stage].delta_weights)
+    return jax.vmap(regress)(answers[-1], rois, batch.image_size)
 
   def propose(self, batch: Batch) -> Proposals:
     """The regions [B, N] that `detect` classifies, boxes in canvas pixels."""
@@ -123,12 +167,15 @@ class Detector(nn.Module):
     """
     return self.look(features, rois, key, valid)[0]
 
-  def look(self, features: tuple[Array, ...], rois: Array, key: Array | None, valid: Array) -> tuple[Array, Array]:
-    """`embed`, and behind it what the trunk was given: f[B, R, P, P, C']."""
+  def look(
+    self, features: tuple[Array, ...], rois: Array, key: Array | None, valid: Array, stage: int = 0
+  ) -> tuple[Array, Array]:
+    """`embed`, by the trunk of a stage, and behind it what the trunk was given: f[B, R, P, P, C']."""
 
     def whole(self, rois, valid):
       pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
-      rows = self.trunk(pooled, key, valid.reshape(-1)), pooled
+      pooled = scale_gradient(pooled, 1 / len(self.trunks))
+      rows = self.trunks[stage](pooled, key, valid.reshape(-1)), pooled
       return tuple(x.reshape(*rois.shape[:2], *x.shape[1:]) for x in rows)
 
     return whole(self, rois, valid) if key is not None else self.in_chunks(whole, rois, valid)
@@ -160,12 +207,12 @@ class Detector(nn.Module):
     seen = self.look(features, rois, None, jnp.ones(rois.shape[:2], bool))
     return tuple(x.astype(jnp.float32).reshape(*rois.shape[:2], -1) for x in seen)
 
-  def classify(self, embedded: Array, pooled: Array) -> tuple[Array, ...]:
+  def classify(self, embedded: Array, pooled: Array, stage: int = 0) -> tuple[Array, ...]:
     """What `look` gives -> the box head's answers, class_logits f32[B, R, K+1] the first of them."""
     if self.num_classes is None:
       raise ValueError("Detector.num_classes is not set: it comes with the data (Detector.met_with)")
     rows = [x.reshape(-1, *x.shape[2:]) for x in (embedded, pooled)]
-    answers = self.box(rows[0], self.num_classes, rows[1])
+    answers = self.box_heads[stage](rows[0], self.num_classes, rows[1])
     return tuple(x.reshape(*embedded.shape[:2], *x.shape[1:]) for x in answers)
 
   def segment(

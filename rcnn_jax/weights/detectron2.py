@@ -48,6 +48,15 @@ MODULES = (
   (r"keypoint/conv(\d+)", r"roi_heads.keypoint_head.conv_fcn\1"),
   (r"keypoint/deconv", "roi_heads.keypoint_head.score_lowres"),
 )
+# In a cascade these come first: there each stage has its number, here those after the first one.
+CASCADE = (
+  (r"trunk/fc(\d+)", lambda match: f"roi_heads.box_head.0.fc{int(match[1]) - 5}"),
+  (r"trunks_(\d+)/fc(\d+)", lambda match: f"roi_heads.box_head.{match[1]}.fc{int(match[2]) - 5}"),
+  (r"box/classes", "roi_heads.box_predictor.0.cls_score"),
+  (r"box_heads_(\d+)/classes", r"roi_heads.box_predictor.\1.cls_score"),
+  (r"box/deltas", "roi_heads.box_predictor.0.bbox_pred"),
+  (r"box_heads_(\d+)/deltas", r"roi_heads.box_predictor.\1.bbox_pred"),
+)
 REVERSED_INPUTS = Layout(lambda tensor, detector: tensor[:, ::-1], lambda tensor, detector: tensor[:, ::-1])
 BACKGROUND_LAST = Layout(
   lambda tensor, detector: np.roll(tensor, 1, axis=0), lambda tensor, detector: np.roll(tensor, -1, axis=0)
@@ -59,17 +68,17 @@ BY_SIZE = Layout(
 LAYOUTS = (
   (r"backbone/(bottom_up/)?conv1/kernel", REVERSED_INPUTS),
   (r"proposer/(objectness|deltas)/.*", BY_SIZE),
-  (r"trunk/fc6/kernel", FIRST_OF_ROI),
-  (r"box/classes/.*", BACKGROUND_LAST),
+  (r"trunk(s_\d+)?/fc6/kernel", FIRST_OF_ROI),
+  (r"box(_heads_\d+)?/classes/.*", BACKGROUND_LAST),
   (r"(mask|keypoint)/deconv/kernel", DECONVOLUTION),
 )
 CELL_ANCHORS = "proposal_generator.anchor_generator.cell_anchors."
 
 
-def name_of(path: str) -> str | None:
+def name_of(path: str, detector: Any) -> str | None:
   """Detectron2's name of a path: 'trunk/fc6/bias' -> 'roi_heads.box_head.fc1.bias'; None for what it has not."""
   module, _, leaf = path.rpartition("/")
-  theirs = renamed(MODULES, module)
+  theirs = renamed(CASCADE + MODULES if detector.cascade else MODULES, module)
   for ours, prefix in PREFIXES:
     if theirs is None and module.startswith(ours):
       inner = renamed(RESNET, module.removeprefix(ours))
@@ -98,7 +107,7 @@ def prepare(tensors: Tensors, detector: Any) -> Tensors:
 LIBRARY = Library(
   title="Detectron2",
   mark="proposal_generator.",
-  classes="roi_heads.box_predictor.cls_score.weight",
+  classes=("roi_heads.box_predictor.cls_score.weight", "roi_heads.box_predictor.0.cls_score.weight"),
   name_of=name_of,
   layouts=LAYOUTS,
   prepare=prepare,

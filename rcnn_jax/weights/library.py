@@ -53,17 +53,18 @@ class Library:
 
   title: str
   mark: str  # what the names of parameters begin with that every detector of the library's has, and no other
-  classes: str  # the kernel that scores the K + 1 classes
-  name_of: Callable[[str], str | None]  # the name of a path such as 'trunk/fc6/bias'; None for what it has not
+  classes: tuple[str, ...]  # the kernels that score the K + 1 classes; a file has one of them
+  name_of: Callable[[str, Any], str | None]  # of a path such as 'trunk/fc6/bias' in a Detector; None: nothing like it
   layouts: tuple[tuple[str, Layout], ...]  # by paths, of which the first that matches counts; otherwise PLAIN
   prepare: Callable[[Tensors, Any], Tensors]  # the parameters of a file for a Detector, by their present names
   class_agnostic: bool  # whether predictors can be
 
   def num_classes(self, tensors: Tensors) -> int:
     """K, without the background; raises WeightsError where the tensors are not a detector's."""
-    if self.classes not in tensors:
-      raise WeightsError(f"no tensor {self.classes}: not a detector of {self.title}'s")
-    return tensors[self.classes].shape[0] - 1
+    kernel = next((tensors[name] for name in self.classes if name in tensors), None)
+    if kernel is None:
+      raise WeightsError(f"no tensor {self.classes[0]}: not a detector of {self.title}'s")
+    return kernel.shape[0] - 1
 
   def load(self, tensors: Tensors, variables: dict, detector: Any, skip: str | None = None) -> dict:
     """`variables` with the values of a detector of the library's.
@@ -107,7 +108,7 @@ class Library:
     agnostic = any(head is not None and head.class_agnostic for head in (detector.box, detector.mask))
     if agnostic and not self.class_agnostic:
       raise WeightsError(f"{self.title}'s predictors are not class-agnostic")
-    names = {path: self.name_of(_inner(path)) for path in paths}
+    names = {path: self.name_of(_inner(path), detector) for path in paths}
     strange = [_inner(path) for path, name in names.items() if name is None]
     if strange:
       raise WeightsError(f"{self.title}'s detectors have nothing like {listed(strange)}")

@@ -51,8 +51,9 @@ FORMER = (
 )
 
 
-def name_of(path: str) -> str | None:
+def name_of(path: str, detector: Any) -> str | None:
   """torchvision's name of a path: 'trunk/fc6/bias' -> 'roi_heads.box_head.fc6.bias'; None for what it has not."""
+  del detector
   if path.startswith("backbone/bottom_up/"):
     return f"backbone.body.{backbone.torchvision_name(path.removeprefix('backbone/bottom_up/'), {})}"
   module, _, leaf = path.rpartition("/")
@@ -70,7 +71,7 @@ def prepare(tensors: Tensors, detector: Any) -> Tensors:
 LIBRARY = Library(
   title="torchvision",
   mark="rpn.",
-  classes="roi_heads.box_predictor.cls_score.weight",
+  classes=("roi_heads.box_predictor.cls_score.weight",),
   name_of=name_of,
   layouts=LAYOUTS,
   prepare=prepare,
