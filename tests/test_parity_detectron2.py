@@ -111,7 +111,7 @@ def twin(entries: list[dict], detection: np.ndarray) -> dict | None:
 
 # (model, images a batch, how many of the photographs)
 COMPARISONS = [
-  ("mask_rcnn_R_50_FPN_3x", 4, 20),
+  ("mask_rcnn_R_50_FPN_3x", 4, 12),
   ("mask_rcnn_R_50_C4_3x", 4, 4),
   ("faster_rcnn_R_50_DC5_3x", 4, 4),
 ]
