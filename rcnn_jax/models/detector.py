@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from rcnn_jax.models.cascade import Refinement, mean_logits, refined, scale_gradient
 from rcnn_jax.models.pooling import Pool, pool_batch
-from rcnn_jax.ops import assign, boxes, random
+from rcnn_jax.ops import assign, boxes, nms, random
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
 
@@ -32,9 +32,39 @@ class RoiSampler:
   background_iou: float = 0.5
   background_floor: float = 0.0  # a proposal of lower IoU is not drawn either; Fast R-CNN: 0.1, hard examples only
   add_truth: bool = True  # the ground-truth boxes join the proposals
+  # Not drawn by chance but the hardest for a BoxHead, after NMS by their loss at this IoU (arXiv:1604.03540: 0.7);
+  # then foreground_fraction only says how many of the foreground train masks and keypoints.
+  hard_nms_iou: float | None = None
 
   def __call__(self, proposals: Proposals, truth: GroundTruth, key: Array) -> RoiSamples:
-    """One image: proposals [N], truth [M] -> RoiSamples [S]."""
+    """One image, by chance: proposals [N], truth [M] -> RoiSamples [S]."""
+    regions, matches, background = self._matched(proposals, truth)
+    samples = assign.sample(
+      key,
+      matches.foreground,
+      background,
+      num_samples=self.num_samples,
+      foreground_fraction=self.foreground_fraction,
+    )
+    return assign.targets(samples, matches, regions, truth)
+
+  def candidates(self, proposals: Proposals, truth: GroundTruth) -> RoiSamples:
+    """One image: all that may be drawn, RoiSamples [N], or [N + M] where the truth joins them."""
+    regions, matches, background = self._matched(proposals, truth)
+    every = assign.Samples(jnp.arange(len(regions)), matches.foreground, matches.foreground | background)
+    return assign.targets(every, matches, regions, truth)
+
+  def hardest(self, candidates: RoiSamples, loss: Array) -> RoiSamples:
+    """One image: those of the highest loss f32[N], less their near duplicates: RoiSamples [S], foreground first."""
+    rows, valid = nms.nms(
+      candidates.boxes, loss, candidates.valid, iou_threshold=self.hard_nms_iou, max_output=self.num_samples
+    )
+    order = jnp.argsort(jnp.where(valid, candidates.classes[rows] == 0, 2), stable=True)
+    hard = jax.tree.map(lambda leaf: leaf[rows[order]], candidates)
+    return hard.replace(valid=valid[order])
+
+  def _matched(self, proposals: Proposals, truth: GroundTruth) -> tuple[Array, assign.Match, Array]:
+    """(regions f32[N, 4], what they match, which are the background to draw from bool[N])."""
     candidates, valid = proposals.boxes, proposals.valid
     if self.add_truth:
       candidates = jnp.concatenate([candidates, truth.boxes])
@@ -46,14 +76,7 @@ class RoiSampler:
       background_iou=self.background_iou,
       anchor_valid=valid,
     )
-    samples = assign.sample(
-      key,
-      matches.foreground,
-      matches.background & (matches.iou >= self.background_floor),
-      num_samples=self.num_samples,
-      foreground_fraction=self.foreground_fraction,
-    )
-    return assign.targets(samples, matches, candidates, truth)
+    return candidates, matches, matches.background & (matches.iou >= self.background_floor)
 
 
 class Detector(nn.Module):
@@ -94,8 +117,7 @@ class Detector(nn.Module):
     batch = batch.replace(truth=trainable(batch))
     features = self.backbone(self.normalise(batch), True)
     proposals, terms = self.proposer(features, self.backbone.strides, batch, key)
-    keys = random.per_image(random.named(key, "rois"), batch.image_id)
-    samples = jax.lax.stop_gradient(jax.vmap(self.sampler)(proposals, batch.truth, keys))
+    samples = jax.lax.stop_gradient(self.sample(features, proposals, batch, key))
     embedded, pooled = self.look(features, samples.boxes, random.named(key, "dropout"), samples.valid)
     answers = self.classify(embedded, pooled)
     of_boxes = self.box.losses(*answers, samples, batch.truth)
@@ -110,6 +132,19 @@ class Detector(nn.Module):
     if self.keypoint is not None:
       terms |= self.keypoint.losses(self.locate(features, foreground.boxes), foreground, batch.truth)
     return terms
+
+  def sample(self, features: tuple[Array, ...], proposals: Proposals, batch: Batch, key: Array) -> RoiSamples:
+    """What the second stage is trained on: proposals [B, N] -> RoiSamples [B, S].
+
+    To find the hardest, all candidates are classified as in detection: without dropout, norms by running statistics.
+    """
+    if self.sampler.hard_nms_iou is None:
+      keys = random.per_image(random.named(key, "rois"), batch.image_id)
+      return jax.vmap(self.sampler)(proposals, batch.truth, keys)
+    candidates = jax.vmap(self.sampler.candidates)(proposals, batch.truth)
+    answers = self.classify(*self.look(features, candidates.boxes, None, candidates.valid))
+    loss = self.box.loss_of_each(*jax.lax.stop_gradient(answers), candidates, batch.truth)
+    return jax.vmap(self.sampler.hardest)(candidates, loss)
 
   def detect(self, batch: Batch) -> Detections:
     """Detections [B, D] by falling score, boxes in canvas pixels."""

@@ -129,27 +129,37 @@ class BoxHead(nn.Module):
 
     class_logits: f32[B, S, K+1]; box_deltas: f32[B, S, K, 4]; samples, truth: batched.
     """
-
-    def image(logits, deltas, samples, truth):
-      group = jnp.zeros_like(samples.classes) if self.class_agnostic else jnp.maximum(samples.classes - 1, 0)
-      predicted = jnp.take_along_axis(deltas, group[:, None, None], axis=1)[:, 0]
-      box = losses.box_regression(
-        predicted,
-        samples.boxes,
-        truth.boxes[samples.matched],
-        samples.valid & (samples.classes > 0),
-        kind=self.regression_loss,
-        beta=self.smooth_l1_beta,
-        weights=self.delta_weights,
-      )
-      return {
-        "class": losses.softmax_cross_entropy(logits, samples.classes, samples.valid),
-        "box": self.regression_weight * box,
-        "num_samples": jnp.sum(samples.valid),
-      }
-
-    sums = jax.tree.map(jnp.sum, jax.vmap(image)(class_logits, box_deltas, samples, truth))
+    sums = jax.tree.map(jnp.sum, jax.vmap(self.sums)(class_logits, box_deltas, samples, truth))
     return {f"roi_{term}": losses.divide(sums[term], sums["num_samples"]) for term in ("class", "box")}
+
+  def loss_of_each(self, class_logits: Array, box_deltas: Array, samples: RoiSamples, truth: GroundTruth) -> Array:
+    """f32[B, S]: the multi-task loss of each sample; the arguments are those of `losses`."""
+
+    def one(logits, deltas, sample, truth):
+      row = jax.tree.map(lambda leaf: leaf[None], (logits, deltas, sample))
+      sums = self.sums(*row, truth)
+      return sums["class"] + sums["box"]
+
+    return jax.vmap(jax.vmap(one, (0, 0, 0, None)))(class_logits, box_deltas, samples, truth)
+
+  def sums(self, logits: Array, deltas: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
+    """One image's loss terms, not yet divided, and its number of samples; shapes as in `losses`, without B."""
+    group = jnp.zeros_like(samples.classes) if self.class_agnostic else jnp.maximum(samples.classes - 1, 0)
+    predicted = jnp.take_along_axis(deltas, group[:, None, None], axis=1)[:, 0]
+    box = losses.box_regression(
+      predicted,
+      samples.boxes,
+      truth.boxes[samples.matched],
+      samples.valid & (samples.classes > 0),
+      kind=self.regression_loss,
+      beta=self.smooth_l1_beta,
+      weights=self.delta_weights,
+    )
+    return {
+      "class": losses.softmax_cross_entropy(logits, samples.classes, samples.valid),
+      "box": self.regression_weight * box,
+      "num_samples": jnp.sum(samples.valid),
+    }
 
   def detections(self, class_logits: Array, box_deltas: Array, proposals: Proposals, batch: Batch) -> Detections:
     """Scores above the threshold, decoded with their class's deltas, clipped, NMS class by class, best D.
