@@ -80,13 +80,16 @@ DETECTRON2_RECORDED = (
 # Of these, those whose class scores are calibrated: without a pyramid, regions are so alike that one class wins
 # everywhere, or none.
 DETECTRON2_CALIBRATED = ("faster_rcnn_R_50_DC5_3x", "mask_rcnn_R_50_C4_3x")
-# Its losses, of a smaller network: every anchor and every proposal is a sample, so that nothing depends on a draw.
+# Its losses, and a cascade's detections too, of a smaller network: every anchor and every proposal is a sample, so
+# that nothing depends on a draw.
 DETECTRON2_LOSSES = {
   "MODEL.RESNETS.DEPTH": 18,
   "MODEL.RESNETS.RES2_OUT_CHANNELS": 64,
   "MODEL.ROI_HEADS.NUM_CLASSES": DETECTOR["num_classes"],
   "MODEL.RPN.PRE_NMS_TOPK_TRAIN": DETECTOR["num_pre_nms"][0],
   "MODEL.RPN.POST_NMS_TOPK_TRAIN": DETECTOR["num_post_nms"][0],
+  "MODEL.RPN.PRE_NMS_TOPK_TEST": DETECTOR["num_pre_nms"][1],
+  "MODEL.RPN.POST_NMS_TOPK_TEST": DETECTOR["num_post_nms"][1],
   "MODEL.ANCHOR_GENERATOR.SIZES": [[float(side) for side in sides] for sides in DETECTOR["anchor_sizes"]],
   "MODEL.RPN.BATCH_SIZE_PER_IMAGE": EVERY_ANCHOR,
   "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": EVERY_ROI,

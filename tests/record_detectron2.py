@@ -4,11 +4,11 @@ Runs in an environment of its own, with Detectron2 and what it needs, from the r
 
     V/bin/python -m tests.record_detectron2 [NAME ...]
 
-NAMEs are those of filling.DETECTRON2_RECORDED, `losses` and `names`, all of them by default. Models are those of
-Detectron2's own configurations, with the few changes of filling.DETECTRON2; weights come from tests/filling.py by
-their names, so that a fixture holds answers, and how the class scores were calibrated; with them the versions and the
-date. Needs
-../shared/data/coco_mini beside the checkout; of Detectron2, its Python part is enough.
+NAMEs are those of filling.DETECTRON2_RECORDED, `losses`, `cascade` and `names`, all of them by default. Models are
+those of Detectron2's own configurations, with the few changes of filling.DETECTRON2; weights come from
+tests/filling.py by their names, so that a fixture holds answers, and how the class scores were calibrated; with them
+the versions and the date. Needs ../shared/data/coco_mini beside the checkout; of Detectron2, its Python part is
+enough.
 """
 
 from __future__ import annotations
@@ -95,16 +95,30 @@ def detections(name: str) -> dict:
   return answers
 
 
-def losses() -> dict:
-  """The loss terms of the small Faster R-CNN-FPN, of which every anchor and every proposal is a sample."""
-  model = filled(configuration("faster_rcnn_R_50_FPN_3x", filling.DETECTRON2_LOSSES)).train()
+def losses(name: str = "faster_rcnn_R_50_FPN_3x") -> dict:
+  """The loss terms of a small detector, of which every anchor and every proposal is a sample."""
+  model = filled(configuration(name, filling.DETECTRON2_LOSSES | {"MODEL.MASK_ON": False})).train()
+  with EventStorage():
+    return {term: value.item() for term, value in model(loss_inputs()).items()}
+
+
+@torch.no_grad()
+def cascade() -> dict:
+  """The loss terms of a small Cascade R-CNN, and what it detects in the same images."""
+  name = "cascade_mask_rcnn_R_50_FPN_3x"
+  model = filled(configuration(name, filling.DETECTRON2_LOSSES | {"MODEL.MASK_ON": False}))
+  found = [answers_of(output["instances"])["boxes"] for output in model(loss_inputs())]
+  return losses(name) | {f"detections{i}": boxes for i, boxes in enumerate(found)}
+
+
+def loss_inputs() -> list[dict]:
+  """The images of filling.loss_case with their objects."""
   inputs = []
   for image, boxes, classes in zip(*filling.loss_case()):
     truth = Instances(image.shape[:2], gt_boxes=Boxes(torch.from_numpy(boxes)), gt_classes=torch.tensor(classes - 1))
     pixels = torch.from_numpy(image[:, :, ::-1].transpose(2, 0, 1).copy()).float()
     inputs.append({"image": pixels, "instances": truth})
-  with EventStorage():
-    return {name: value.item() for name, value in model(inputs).items()}
+  return inputs
 
 
 def names() -> None:
@@ -124,11 +138,12 @@ def main(chosen: list[str]) -> None:
   FIXTURES.mkdir(parents=True, exist_ok=True)
   modules = (detectron2, torch, torchvision, np)
   recorded = [*(f"{module.__name__} {module.__version__}" for module in modules), str(datetime.date.today())]
-  for name in chosen or [*filling.DETECTRON2_RECORDED, "losses", "names"]:
+  for name in chosen or [*filling.DETECTRON2_RECORDED, "losses", "cascade", "names"]:
     if name == "names":
       names()
       continue
-    answers = losses() if name == "losses" else detections(name)
+    small = {"losses": losses, "cascade": cascade}
+    answers = small[name]() if name in small else detections(name)
     path = FIXTURES / f"{name}.npz"
     np.savez_compressed(path, recorded=recorded, **answers)
     print(f"{name}: {len(answers)} answers, {path.stat().st_size} bytes")

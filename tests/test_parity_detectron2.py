@@ -22,7 +22,8 @@ from rcnn_jax.data import images, pipeline, transforms
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.evaluation import detect
 from rcnn_jax.experiment import Experiment
-from rcnn_jax.models.detector import RoiSampler, blank_batch, init_variables
+from rcnn_jax.models.detector import Detector, RoiSampler, blank_batch, init_variables
+from rcnn_jax.types import Batch
 from rcnn_jax.weights import detectron2
 from tests import filling
 from tests.parity import filled_detector, pair_up
@@ -168,9 +169,10 @@ LOSSES = {
 }
 
 
-def test_losses_of_the_same_samples():
+def small(name: str, **changes) -> tuple[Detector, dict]:
+  """The detector of filling.DETECTRON2_LOSSES and its variables, filled by the names of the parameters."""
   setting = filling.DETECTOR
-  changes = {
+  changes |= {
     "model.backbone.bottom_up.depth": 18,
     "model.num_classes": setting["num_classes"],
     "model.proposer.anchor_sizes": setting["anchor_sizes"],
@@ -179,16 +181,53 @@ def test_losses_of_the_same_samples():
     "model.proposer.num_samples": filling.EVERY_ANCHOR,
     "model.sampler": RoiSampler(num_samples=filling.EVERY_ROI, foreground_fraction=0.5),
   }
-  model = experiments.load("detectron2_faster_rcnn_R_50_FPN_3x").override(changes).model
+  model = experiments.load(f"detectron2_{name}").override(changes).model
   shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  return model, filled_detector(shapes, model, detectron2.LIBRARY)
+
+
+def loss_batch() -> Batch:
+  """filling.loss_case on its canvas."""
   pictures, boxes, classes = filling.loss_case()
   batch = blank_batch(2, (96, 128), max_objects=3)
   pixels = np.zeros(batch.image.shape, np.uint8)
   for row, image in zip(pixels, pictures):
     row[: image.shape[0], : image.shape[1]] = image
   truth = batch.truth.replace(boxes=jnp.array(boxes), classes=jnp.array(classes), valid=jnp.ones((2, 3), bool))
-  batch = batch.replace(image=pixels, image_size=jnp.array(filling.LOSS_IMAGES), truth=truth)
-  filled = filled_detector(shapes, model, detectron2.LIBRARY)
-  terms = jax.jit(lambda batch: model.apply(filled, batch, jax.random.key(0), method="losses"))(batch)
+  return batch.replace(image=pixels, image_size=jnp.array(filling.LOSS_IMAGES), truth=truth)
+
+
+def test_losses_of_the_same_samples():
+  model, filled = small("faster_rcnn_R_50_FPN_3x")
+  terms = jax.jit(lambda batch: model.apply(filled, batch, jax.random.key(0), method="losses"))(loss_batch())
   for ours, theirs in LOSSES.items():
     np.testing.assert_allclose(terms[ours], recorded("losses")[theirs], rtol=1e-4, err_msg=ours)
+
+
+def small_cascade() -> tuple[Detector, dict]:
+  """Without its mask head, which is the Mask R-CNN's."""
+  return small("cascade_mask_rcnn_R_50_FPN_3x", **{"model.mask": None})
+
+
+def test_a_cascades_losses_of_the_same_samples():
+  model, filled = small_cascade()
+  terms = jax.jit(lambda batch: model.apply(filled, batch, jax.random.key(0), method="losses"))(loss_batch())
+  of_stages = {
+    f"{LOSSES[term]}_stage{stage}": f"{term}_{stage + 1}" for term in ("roi_class", "roi_box") for stage in range(3)
+  }
+  names = {"loss_rpn_cls": "rpn_objectness", "loss_rpn_loc": "rpn_box"} | of_stages
+  assert set(terms) == set(names.values())
+  for theirs, ours in names.items():
+    assert recorded("cascade")[theirs] > 0
+    np.testing.assert_allclose(terms[ours], recorded("cascade")[theirs], rtol=1e-4, err_msg=ours)
+
+
+def test_a_cascades_detections():
+  model, filled = small_cascade()
+  found = jax.jit(lambda batch: model.apply(filled, batch, method="detect"))(loss_batch())
+  for i in range(2):
+    theirs = recorded("cascade")[f"detections{i}"]
+    columns = [found.boxes[i], found.scores[i][:, None], found.classes[i][:, None]]
+    ours = np.concatenate(columns, axis=1)[np.asarray(found.valid[i])]
+    assert len(theirs) == 100 and set(theirs[:, 5]) == {1, 2, 3, 4}
+    assert pair_up(ours, theirs).mean() >= 0.99
