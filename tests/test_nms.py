@@ -91,10 +91,9 @@ def test_an_overlap_of_exactly_the_threshold_suppresses_nothing():
 SOFT = dict(iou_threshold=THRESHOLD, sigma=0.5, score_threshold=0.04)
 
 
-def softly(boxes, scores, decay):
-  """{row: decayed score} of the boxes of one class: the algorithm of the paper's figure 3, box by box."""
-  overlap = np.asarray(box_ops.iou(boxes, boxes))
-  scores, left, kept = scores.astype(np.float64), list(range(len(boxes))), {}
+def softly(overlap, scores, left, decay):
+  """{row: decayed score} of the rows `left`, of one class: the algorithm of the paper's figure 3, box by box."""
+  scores, kept = scores.astype(np.float64), {}
   while left := [row for row in left if scores[row] > SOFT["score_threshold"]]:
     best = max(left, key=lambda row: scores[row])
     kept[best] = scores[best]
@@ -116,10 +115,9 @@ def test_soft_nms_equals_the_papers_loop_class_by_class(decay):
     corner = rng.uniform(0, 6, (N, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(1, 8, (N, 2))], axis=1).astype(np.float32)
     scores, valid, groups = rng.random(N, np.float32), rng.random(N) < 0.9, rng.integers(0, 2, N)
-    expected = {}
+    overlap, expected = np.asarray(box_ops.iou(boxes, boxes)), {}
     for group in range(2):
-      members = np.flatnonzero(valid & (groups == group))
-      expected |= {members[i]: score for i, score in softly(boxes[members], scores[members], decay).items()}
+      expected |= softly(overlap, scores, np.flatnonzero(valid & (groups == group)), decay)
     indices, decayed, found = map(np.asarray, soft(boxes, scores, valid, groups=groups))
     ranked = sorted(expected, key=expected.get, reverse=True)
     assert indices.tolist() == ranked + [0] * (N + 3 - len(ranked))
