@@ -162,6 +162,25 @@ def test_a_stage_is_trained_on_the_boxes_of_the_stage_before():
   assert after["roi_box_2"] == after["roi_box_3"] == 0
 
 
+def test_a_stage_teaches_the_features_by_a_third_and_its_own_layers_in_full():
+  plain, params = CASCADE.clone(cascade=()), fresh()["params"]
+
+  def loss(params, model, term):
+    # The plain detector has no parameters for later stages.
+    own = {name: leaf for name, leaf in params.items() if model.cascade or name[-2:] not in ("_1", "_2")}
+    return model.apply({"params": own}, scene_batch(0), KEY, method="losses")[term]
+
+  both = lambda params: (jax.grad(loss)(params, CASCADE, "roi_class_1"), jax.grad(loss)(params, plain, "roi_class"))
+  of_stage, of_plain = jax.jit(both)(params)
+  assert any(np.asarray(leaf).any() for leaf in jax.tree.leaves(of_plain["backbone"]))
+  third = jax.tree.map(lambda leaf: leaf / 3, of_plain["backbone"])
+  assert_same(of_stage["backbone"], third, rtol=1e-4, atol=1e-7)
+  for name in ("trunk", "box"):
+    assert_same(of_stage[name], of_plain[name], rtol=1e-4, atol=1e-7)
+  for name in ("trunks_1", "box_heads_2", "proposer"):
+    assert not any(np.asarray(leaf).any() for leaf in jax.tree.leaves(of_stage[name]))
+
+
 def with_garbage(batch):
   """The same batch with nonsense wherever nothing is valid: truth rows, and pixels beyond each image."""
   truth, image = batch.truth, batch.image.copy()
