@@ -57,6 +57,7 @@ MODELS = {
   "maskrcnn_resnet50_fpn": lambda: published("maskrcnn_resnet50_fpn"),
   "maskrcnn_resnet101_fpn": lambda: over_resnet(detection.MaskRCNN, 101),
   "maskrcnn_resnet50_fpn_v2": lambda: published("maskrcnn_resnet50_fpn_v2"),
+  "keypointrcnn_resnet50_fpn": lambda: published("keypointrcnn_resnet50_fpn"),
 }
 
 
@@ -78,7 +79,7 @@ def calibrate(
 
 
 def detected(model: torch.nn.Module, images: dict[str, np.ndarray], batch_size: int) -> dict[str, np.ndarray]:
-  """Detections of each image in the form of filling.packed; of the best two, also the pasted masks' bits."""
+  """Detections of each image in the form of filling.packed; of the best two also the masks' bits or the joints."""
   answers, names = {}, list(images)
   for first in range(0, len(names), batch_size):
     group = names[first : first + batch_size]
@@ -88,12 +89,14 @@ def detected(model: torch.nn.Module, images: dict[str, np.ndarray], batch_size: 
       answers[f"{name}_batch{batch_size}"] = filling.packed(torch.cat(columns, dim=1).numpy())
       if "masks" in found and batch_size == 1:
         answers[f"{name}_masks"] = np.packbits(found["masks"][:2, 0].numpy() > 0.5)
+      if "keypoints" in found:
+        answers[f"{name}_batch{batch_size}_joints"] = found["keypoints"][:2, :, :2].numpy()
   return answers
 
 
 @torch.no_grad()
 def record_model(name: str) -> None:
-  """Writes the fixture of a model: its calibration, detections one by one and by four, and sampled masks."""
+  """Writes the fixture of a model: its calibration, detections one by one and by four, some masks or joints."""
   images = photographs()
   model = MODELS[name]()
   first = channels_first(next(iter(images.values())))[0].float() / 255

@@ -218,7 +218,8 @@ def test_boxes_masks_and_joints_go_with_the_scale():
   assert batch.scale.tolist() == [2, 2]
   assert batch.truth.boxes[:2].tolist() == [[0, 4, 8, 16], [2, 4, 10, 16]]
   assert batch.truth.keypoints[1].tolist() == [[2, 4, 2], [10, 4, 2]]
-  assert batch.truth.masks[:2].all() and not batch.truth.masks[2:].any()
+  shares = batch.truth.masks.mean(axis=(1, 2))
+  assert (shares[:2] > 0.98).all() and not shares[2:].any()  # bilinear samples round the corners off
 
 
 def test_images_without_trainable_objects_can_be_skipped():

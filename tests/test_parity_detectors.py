@@ -24,7 +24,7 @@ from tests import filling
 from tests.parity import filled_detector, pair_up, recorded
 
 PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
-K = 90
+K = {"maskrcnn": 90, "keypointrcnn": 1}  # classes of a kind of model
 SHORT, LONG = filling.MODEL_LIMITS["short_side"], filling.MODEL_LIMITS["long_side"]
 # torchvision pads to multiples of 32. Each four photographs hold a landscape and a portrait.
 CANVASES = {1: ((96, 160), (128, 160), (160, 128)), 4: ((160, 160),)}
@@ -39,7 +39,7 @@ def experiment(name: str, batch_size: int) -> Experiment:
       "data.resize.short_side": (SHORT,),
       "data.resize.long_side": LONG,
       "data.canvases": CANVASES[batch_size],
-      "model.num_classes": K,
+      "model.num_classes": K[name.partition("_")[0]],
       "model.proposer.num_post_nms": (2000, filling.MODEL_LIMITS["num_proposals"]),
       "model.box.max_detections": filling.MODEL_LIMITS["max_detections"],
     }
@@ -74,7 +74,9 @@ def found(name: str, batch_size: int) -> list[dict]:
   setting = experiment(name, batch_size)
   batches = (pipeline.image_batch([read[i] for i in group], setting.data, group) for group in groups)
   sizes = {i: image.shape[:2] for i, image in read.items()}
-  return detect.detect(setting.model, variables(name), batches, sizes, range(1, K + 1)).entries
+  return detect.detect(
+    setting.model, variables(name), batches, sizes, range(1, setting.model.num_classes + 1)
+  ).entries
 
 
 def rows(entries: list[dict]) -> np.ndarray:
@@ -85,16 +87,18 @@ def rows(entries: list[dict]) -> np.ndarray:
   return table
 
 
-MODELS = [
+MASK_MODELS = [
   "maskrcnn_resnet18_fpn",
   pytest.param("maskrcnn_resnet34_fpn", marks=pytest.mark.long),
   pytest.param("maskrcnn_resnet50_fpn", marks=pytest.mark.long),
+  pytest.param("maskrcnn_resnet101_fpn", marks=pytest.mark.long),
   pytest.param("maskrcnn_resnet50_fpn_v2", marks=pytest.mark.long),
 ]
+KEYPOINT_MODEL = pytest.param("keypointrcnn_resnet50_fpn", marks=pytest.mark.long)
 
 
 @pytest.mark.parametrize("batch_size", [1, 4])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*MASK_MODELS, KEYPOINT_MODEL])
 def test_detections(name, batch_size):
   twins, total, classes = 0, 0, set()
   for photo in filling.COCO_IMAGES:
@@ -104,10 +108,10 @@ def test_detections(name, batch_size):
     total += len(theirs)
     classes |= set(theirs[:, 5])
   print(f"{name}, batch {batch_size}: {twins} of {total} detections of {len(classes)} classes have a twin")
-  assert total > 300 and len(classes) >= 10 and twins >= 0.99 * total
+  assert total > 300 and len(classes) >= min(10, experiment(name, 1).model.num_classes) and twins >= 0.99 * total
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", MASK_MODELS)
 def test_masks(name):
   """The pasted masks of the two best detections of each photograph."""
   equal, inside, filled = [], [], []
@@ -128,6 +132,25 @@ def test_masks(name):
   print(f"{name}: equal pixels of {len(equal)} masks: {np.mean(equal):.5f}, within boxes {np.mean(inside):.5f}")
   assert 0.1 < np.mean(filled) < 0.9
   assert len(equal) >= 0.99 * 2 * len(filling.COCO_IMAGES) - 1 and np.mean(equal) >= 0.995 and np.mean(inside) >= 0.99
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("name", [KEYPOINT_MODEL])
+def test_joints(name, batch_size):
+  """The joints of the two best detections of each photograph."""
+  distances = []
+  for photo in filling.COCO_IMAGES:
+    theirs = filling.unpacked(recorded(name)[f"{photo}_batch{batch_size}"])[:2]
+    joints = recorded(name)[f"{photo}_batch{batch_size}_joints"]
+    entries = [e for e in found(name, batch_size) if e["image_id"] == int(photo)]
+    for detection, points in zip(theirs, joints):
+      twins = [e for e in entries if pair_up(rows([e]), detection[None])[0]]
+      if twins:
+        ours = np.reshape(twins[0]["keypoints"], (-1, 3))[:, :2]
+        distances.append(np.abs(ours - points).max(axis=1))
+  near = np.mean(np.concatenate(distances) <= 0.5)
+  print(f"{name}, batch {batch_size}: {near:.5f} of the joints of {len(distances)} people within half a pixel")
+  assert len(distances) >= 0.99 * 2 * len(filling.COCO_IMAGES) - 1 and near >= 0.99
 
 
 @pytest.mark.parametrize(
