@@ -42,8 +42,9 @@ def as_torchvision(variables, positions):
 def test_rcnns_network_over_crops_is_read_like_a_backbone(tmp_path):
   alone = fresh(SqueezeNet())
   tensors = as_torchvision(alone["params"], SQUEEZENET)
-  save_file(tensors, tmp_path / "weights.safetensors")
-  loaded = load(tmp_path / "weights.safetensors", {"params": {"pool": {"network": alone["params"]["backbone"]}}})
+  path = str(tmp_path / "weights.safetensors")
+  save_file(tensors, path)
+  loaded = load(path, {"params": {"pool": {"network": alone["params"]["backbone"]}}})
   kernel = loaded["params"]["pool"]["network"]["conv1"]["kernel"]
   np.testing.assert_array_equal(kernel, tensors["features.0.weight"].transpose(2, 3, 1, 0))
 
