@@ -354,8 +354,8 @@ def test_a_mask_head_without_a_pool_shares_the_trunks_features():
     trunk=Res5Trunk(18), pool=RoiAlign(output_size=4), mask=MaskHead(None, num_convs=0, channels=4)
   )
   batch = with_masks(scene_batch(0))
-  fresh = model.init(KEY, batch, method="detect")
-  found = model.apply(fresh, batch, method="detect")
+  fresh = init_variables(model, KEY, CANVAS)
+  found = compiled("detect", model)(fresh, batch)
   assert found.masks.shape == (2, 10, 4, 4)  # pooled to 4, halved by the fifth stage, doubled by the head
 
   def segmented(detector):
@@ -364,7 +364,7 @@ def test_a_mask_head_without_a_pool_shares_the_trunks_features():
     shared = detector.embed(features, rois, None, jnp.ones(rois.shape[:2], bool))
     return detector.segment(features, rois), detector.segment(features, rois, embedded=shared)
 
-  anew, shared = model.apply(fresh, method=segmented)
+  anew, shared = jax.jit(lambda: model.apply(fresh, method=segmented))()
   np.testing.assert_allclose(anew, shared, rtol=1e-6)
-  terms = model.apply(fresh, batch, KEY, method="losses")
+  terms = compiled("losses", model)(fresh, batch, KEY)
   assert np.isfinite(terms["roi_mask"]) and terms["roi_mask"] > 0
