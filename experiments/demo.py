@@ -40,8 +40,8 @@ experiment = Experiment(
     mask=MaskHead(pool=RoiAlign(output_size=14), num_convs=2, channels=32),
   ),
   stages=(
-    Sgd(steps=600, optimizer=AdamW(), schedule=Cosine(1e-3, warmup_steps=100), weight_decay=1e-4, clip_norm=10.0),
+    Sgd(steps=480, optimizer=AdamW(), schedule=Cosine(1e-3, warmup_steps=100), weight_decay=1e-4, clip_norm=10.0),
   ),
-  evaluation=Evaluation(every_steps=200),
-  checkpoints=Checkpoints(every_steps=200),
+  evaluation=Evaluation(every_steps=240),
+  checkpoints=Checkpoints(every_steps=240),
 )
