@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
-from rcnn_jax.models.detector import Detector
+from rcnn_jax.models.detector import Detector, init_variables
 from rcnn_jax.weights import backbone, torchvision
 from rcnn_jax.weights.library import Library
 from tests import filling
@@ -45,6 +45,28 @@ def filled_detector(shapes: dict, detector: Detector, library: Library = torchvi
   blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
   theirs = library.export(blank, detector)
   return library.load({k: filling.tensor(k, v.shape) for k, v in theirs.items()}, blank, detector)
+
+
+def shapes_of(model: Detector) -> dict:
+  """The shapes of the detector's variables; none is computed."""
+  return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+
+
+def numbered(shapes: dict) -> dict:
+  """Variables of these shapes, each filled with numbers of its own."""
+  flat = traverse_util.flatten_dict(shapes, sep="/")
+  drawn = {
+    p: np.random.default_rng(n).normal(size=s.shape).astype(np.float32) for n, (p, s) in enumerate(flat.items())
+  }
+  return traverse_util.unflatten_dict(drawn, sep="/")
+
+
+def assert_equal(ours: dict, theirs: dict) -> None:
+  """The same variables, to the last bit."""
+  ours, theirs = (traverse_util.flatten_dict(tree, sep="/") for tree in (ours, theirs))
+  assert ours.keys() == theirs.keys()
+  for path in ours:
+    np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
 
 
 def pair_up(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:

@@ -13,15 +13,14 @@ import sys
 import jax
 import numpy as np
 import pytest
-from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from launch.import_weights import import_run, library_of
 from rcnn_jax import experiment as experiments
-from rcnn_jax.models.detector import init_variables
 from rcnn_jax.training import checkpoint
 from rcnn_jax.weights import detectron2, labels, torchvision
 from rcnn_jax.weights.errors import WeightsError
+from tests.parity import assert_equal, numbered, shapes_of
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ROOT / "tests" / "fixtures" / "detectron2_names.json"  # written by record_detectron2.py
@@ -44,31 +43,19 @@ def small():
 @functools.cache
 def template():
   """The shapes of the small detector's variables."""
-  model = small().model
-  return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  return shapes_of(small().model)
 
 
 @functools.cache
 def numbers():
   """Variables of the small detector, each filled with numbers of its own."""
-  flat = traverse_util.flatten_dict(template(), sep="/")
-  drawn = {
-    p: np.random.default_rng(n).normal(size=s.shape).astype(np.float32) for n, (p, s) in enumerate(flat.items())
-  }
-  return traverse_util.unflatten_dict(drawn, sep="/")
+  return numbered(template())
 
 
 @functools.cache
 def tensors():
   """The same, as Detectron2 has them."""
   return detectron2.export(numbers(), small().model)
-
-
-def assert_equal(ours, theirs):
-  ours, theirs = (traverse_util.flatten_dict(tree, sep="/") for tree in (ours, theirs))
-  assert ours.keys() == theirs.keys()
-  for path in ours:
-    np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
 
 
 @pytest.mark.parametrize(
@@ -83,8 +70,7 @@ def assert_equal(ours, theirs):
 )
 def test_the_names_and_shapes_are_those_of_detectron2s_state_dict(name):
   model = experiments.load(f"detectron2_{name}").model
-  shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
-  zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+  zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes_of(model))
   exported = {name: list(tensor.shape) for name, tensor in detectron2.export(zeros, model).items()}
   assert exported == json.loads(NAMES.read_text())[name]
 

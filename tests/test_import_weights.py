@@ -10,7 +10,6 @@ import re
 import jax
 import numpy as np
 import pytest
-from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from launch.export_weights import export
@@ -23,6 +22,7 @@ from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.training import checkpoint
 from rcnn_jax.weights import labels, torchvision
 from rcnn_jax.weights.errors import WeightsError
+from tests.parity import assert_equal, numbered, shapes_of
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 NAMES = FIXTURES / "torchvision_names.json"  # of model.state_dict(), written by record_weight_files.py
@@ -45,18 +45,13 @@ def small():
 @functools.cache
 def template():
   """The shapes of the small detector's variables."""
-  model = small().model
-  return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  return shapes_of(small().model)
 
 
 @functools.cache
 def numbers():
   """Variables of the small detector, each filled with numbers of its own."""
-  flat = traverse_util.flatten_dict(template(), sep="/")
-  drawn = {
-    p: np.random.default_rng(n).normal(size=s.shape).astype(np.float32) for n, (p, s) in enumerate(flat.items())
-  }
-  return traverse_util.unflatten_dict(drawn, sep="/")
+  return numbered(template())
 
 
 @functools.cache
@@ -65,21 +60,13 @@ def tensors():
   return torchvision.export(numbers(), small().model)
 
 
-def assert_equal(ours, theirs):
-  ours, theirs = (traverse_util.flatten_dict(tree, sep="/") for tree in (ours, theirs))
-  assert ours.keys() == theirs.keys()
-  for path in ours:
-    np.testing.assert_array_equal(ours[path], theirs[path], err_msg=path)
-
-
 @pytest.mark.parametrize(
   "builder",
   ["fasterrcnn_resnet18_fpn", "keypointrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"],
 )
 def test_the_names_and_shapes_are_those_of_torchvisions_state_dict(builder):
   model = experiments.load(f"torchvision_{builder}").model
-  shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
-  zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
+  zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes_of(model))
   exported = {name: list(tensor.shape) for name, tensor in torchvision.export(zeros, model).items()}
   assert exported == json.loads(NAMES.read_text())[builder]
 
