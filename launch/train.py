@@ -20,9 +20,10 @@ from launch import flags as launch_flags
 from rcnn_jax.data import loader
 from rcnn_jax.evaluation import report
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
-from rcnn_jax.experiment import Experiment
+from rcnn_jax.experiment import Experiment, ExperimentError
 from rcnn_jax.models import detector
 from rcnn_jax.models.proposers import External, ProposalError
+from rcnn_jax.models.rcnn_head import RcnnHead
 from rcnn_jax.ops import random
 from rcnn_jax.training import checkpoint, features, fit, loop
 from rcnn_jax.training import mesh as meshes
@@ -68,6 +69,7 @@ def train(
   meshes.check_batch_size(experiment.data.batch_size[0], mesh)
   source, eval_source = experiment.data.train.open(), experiment.data.eval.open()
   check_categories(source.categories, eval_source.categories)
+  check_parts(experiment)
   check_proposals(experiment, source, eval_source)
   checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints)
   model = experiment.model.met_with(source.categories, source.keypoints)
@@ -89,6 +91,19 @@ def train(
   )
   if jax.process_index() == 0:
     report.write_report(workdir)
+
+
+def check_parts(experiment: Experiment) -> None:
+  """Raises ExperimentError, before anything is written, where the parts of an experiment do not go together."""
+  model, data = experiment.model, experiment.data
+  if model.mask is not None and not data.load_masks:
+    raise ExperimentError("model.mask learns from masks, which are not loaded: set data.load_masks=True")
+  if model.keypoint is not None and not data.load_keypoints:
+    raise ExperimentError("model.keypoint learns from keypoints, which are not loaded: set data.load_keypoints=True")
+  asked_for = {"model.cascade": model.cascade, "model.sampler.hard_nms_iou": model.sampler.hard_nms_iou is not None}
+  if isinstance(model.box, RcnnHead) and any(asked_for.values()):
+    paths = " and ".join(path for path, is_set in asked_for.items() if is_set)
+    raise ExperimentError(f"{paths}: needs boxes learnt by gradient (BoxHead), which RcnnHead's are not")
 
 
 def check_proposals(experiment: Experiment, source: Any, eval_source: Any) -> None:
