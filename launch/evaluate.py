@@ -14,6 +14,7 @@ from absl import flags
 from launch import flags as launch_flags
 from rcnn_jax.evaluation import evaluate, report
 from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training.checkpoint import Run
 
 FLAGS = flags.FLAGS
 
@@ -28,16 +29,21 @@ def main(argv: list[str]) -> None:
   """Evaluates, and writes the report anew if the results are the run's own."""
   del argv
   run = launch_flags.chosen_run()
+  outdir = pathlib.Path(FLAGS.outdir or pathlib.Path(FLAGS.workdir, "eval", str(run.step)))
+  evaluate_run(run, outdir)
+  print(f"step {run.step}; written to {outdir}")
+  if not FLAGS.outdir:
+    print(f"report: {report.write_report(FLAGS.workdir)}")
+
+
+def evaluate_run(run: Run, outdir: pathlib.Path) -> dict[str, float | None]:
+  """The metrics of a run's variables on its experiment's evaluation data; writes the files into `outdir`."""
   experiment = run.experiment
   source = experiment.data.eval.open()
   evaluate.check_categories(run.categories, source.categories)
   model = experiment.model.met_with(run.categories, run.keypoints)
-  outdir = pathlib.Path(FLAGS.outdir or pathlib.Path(FLAGS.workdir, "eval", str(run.step)))
   mesh = meshes.data_mesh()
-  evaluate.evaluate(model, run.variables, experiment.data, source, outdir, experiment.evaluation, mesh)
-  print(f"step {run.step}; written to {outdir}")
-  if not FLAGS.outdir:
-    print(f"report: {report.write_report(FLAGS.workdir)}")
+  return evaluate.evaluate(model, run.variables, experiment.data, source, outdir, experiment.evaluation, mesh)
 
 
 if __name__ == "__main__":

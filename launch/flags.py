@@ -53,13 +53,19 @@ def chosen_run() -> Any:
   Raises:
     CheckpointError: there is no such run, or with the overrides its variables do not fit the model.
   """
-  from rcnn_jax.models import detector
   from rcnn_jax.training import checkpoint
 
   if FLAGS.experiment:
     experiments.load(FLAGS.experiment)  # whoever names the file lets it run: its classes are known from here on
   run = checkpoint.load_run(FLAGS.workdir, FLAGS.checkpoint)
-  experiment = run.experiment.set(FLAGS.set)
+  return with_experiment(run, run.experiment.set(FLAGS.set))
+
+
+def with_experiment(run: Any, experiment: Experiment) -> Any:
+  """The `training.checkpoint` Run with another experiment; raises CheckpointError unless its variables fit that."""
+  from rcnn_jax.models import detector
+  from rcnn_jax.training import checkpoint
+
   model = experiment.model.met_with(run.categories, run.keypoints)
   canvas = experiment.data.canvases[0]
   asked_for = jax.eval_shape(lambda: detector.init_variables(model, jax.random.key(0), canvas))

@@ -348,22 +348,28 @@ def load(name_or_path: str) -> Experiment:
   Raises:
     ExperimentError: if there is no such file (names the nearest ones) or it defines no `experiment`.
   """
+  return load_variable(name_or_path, "experiments", "experiment", Experiment)
+
+
+def load_variable(name_or_path: str, package: str, variable: str, cls: type) -> Any:
+  """The `variable` of type `cls` of a file in the folder of `package`, or of a .py file; raises as `load`."""
   if name_or_path.endswith(".py"):
     module = _module_at(pathlib.Path(name_or_path))
-  elif name_or_path in names():
-    module = importlib.import_module(f"experiments.{name_or_path}")
+  elif name_or_path in names(package):
+    module = importlib.import_module(f"{package}.{name_or_path}")
   else:
-    near = difflib.get_close_matches(name_or_path, names(), n=4, cutoff=0.4) or names()
-    raise ExperimentError(f"no experiment {name_or_path!r} in experiments/; nearest: {', '.join(near) or 'none'}")
-  experiment = getattr(module, "experiment", None)
-  if not isinstance(experiment, Experiment):
-    raise ExperimentError(f"{module.__file__} defines no variable `experiment` of type Experiment")
-  return experiment
+    near = ", ".join(difflib.get_close_matches(name_or_path, names(package), n=4, cutoff=0.4) or names(package))
+    folder = package.replace(".", "/")
+    raise ExperimentError(f"no {variable} {name_or_path!r} in {folder}/; nearest: {near or 'none'}")
+  value = getattr(module, variable, None)
+  if not isinstance(value, cls):
+    raise ExperimentError(f"{module.__file__} defines no variable `{variable}` of type {cls.__name__}")
+  return value
 
 
-def names() -> list[str]:
-  """The names of the files in `experiments/`."""
-  spec = importlib.util.find_spec("experiments")
+def names(package: str = "experiments") -> list[str]:
+  """The names of the files in `experiments/`, or in the folder of another package."""
+  spec = importlib.util.find_spec(package)
   folders = spec.submodule_search_locations if spec else []
   return sorted({p.stem for folder in folders for p in pathlib.Path(folder).glob("[!_]*.py")})
 

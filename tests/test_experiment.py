@@ -162,7 +162,7 @@ def test_experiment_files(tmp_path, monkeypatch):
     experiments.load(str(empty))
   with pytest.raises(ExperimentError, match="no experiment file"):
     experiments.load(str(tmp_path / "none.py"))
-  monkeypatch.setattr(experiments, "names", lambda: ["faster_rcnn_bccd", "mask_rcnn_nuclei"])
+  monkeypatch.setattr(experiments, "names", lambda package: ["faster_rcnn_bccd", "mask_rcnn_nuclei"])
   with pytest.raises(ExperimentError, match="no experiment 'faster_rcn_bccd'.*nearest: faster_rcnn_bccd"):
     experiments.load("faster_rcn_bccd")
 

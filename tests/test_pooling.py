@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rcnn_jax.models.pooling import RoiMaxPool
 from rcnn_jax.ops import pooling
 
 SCALE = 1 / 8
@@ -169,6 +170,21 @@ def test_multilevel_roi_align_pools_each_region_from_its_own_level():
     here = np.array(of_box) == level
     alone = jax.jit(functools.partial(pooling.roi_align, spatial_scale=0.5**level, **settings))
     np.testing.assert_allclose(got[here], alone(levels[level - 2], boxes[here]), atol=1e-6)
+
+
+def test_max_pooling_over_a_pyramid_pools_each_region_from_its_own_level():
+  strides, rng = (8, 16), np.random.default_rng(3)
+  levels = tuple(rng.normal(size=(256 // s, 256 // s, 2)).astype(np.float32) for s in strides)
+  boxes = np.float32([[0, 0, 20, 20], [10, 8, 250, 230], [3, 3, 3, 3], [np.nan] * 4])  # of sides below 224, or above
+
+  def pooled(levels, boxes):
+    single = RoiMaxPool(output_size=3)
+    alone = [single((level,), boxes, (stride,)) for level, stride in zip(levels, strides)]
+    return RoiMaxPool(output_size=3, num_levels=2)(levels, boxes, strides), *alone
+
+  got, fine, coarse = jax.jit(pooled)(levels, boxes)
+  np.testing.assert_array_equal(got, [fine[0], coarse[1], fine[2], np.zeros((3, 3, 2))])
+  assert not np.array_equal(fine[:2], coarse[:2])
 
 
 RAMP = np.arange(8, dtype=np.float32)[None, :, None] + 10 * np.arange(6, dtype=np.float32)[:, None, None] + 1

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from rcnn_jax.models.backbones.resnet import Stage
 from rcnn_jax.models.layers import Conv, Deconv, norm
-from rcnn_jax.models.pooling import RoiAlign
+from rcnn_jax.models.pooling import Pool, RoiAlign
 from rcnn_jax.ops import boxes, keypoints, losses, masks, nms
 from rcnn_jax.ops.losses import BoxLoss
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
@@ -218,7 +218,7 @@ class MaskHead(nn.Module):
   Without a `pool` of its own it stands on the trunk's features, as in C4 (figure 4, left).
   """
 
-  pool: RoiAlign | None = RoiAlign(output_size=14)
+  pool: Pool | None = RoiAlign(output_size=14)
   num_convs: int = 4
   channels: int = 256
   class_agnostic: bool = False
@@ -271,7 +271,7 @@ class MaskHead(nn.Module):
 class KeypointHead(nn.Module):
   """A fully convolutional network that predicts a heat map for each joint (Mask R-CNN, section 5)."""
 
-  pool: RoiAlign = RoiAlign(output_size=14)
+  pool: Pool = RoiAlign(output_size=14)
   num_convs: int = 8
   channels: int = 512
   # Detectron2's NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS; without it, by all joints that the sampler may draw.

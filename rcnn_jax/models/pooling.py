@@ -32,13 +32,22 @@ class RoiAlign:
 
 @dataclass(frozen=True)
 class RoiMaxPool:
-  """RoI max pooling (Fast R-CNN, section 2.1), on a single level."""
+  """RoI max pooling (Fast R-CNN, section 2.1), from the level that FPN's equation 1 gives each RoI."""
 
   output_size: int = 7
+  num_levels: int = 1  # the finest levels, those that RoIs are pooled from
 
   def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
-    """One image: features (f[h, w, C],), rois f32[R, 4] in canvas pixels -> f[R, P, P, C]."""
-    return pooling.roi_max_pool(features[0], rois, output_size=self.output_size, spatial_scale=1 / strides[0])
+    """One image: features f[h, w, C] a level, rois f32[R, 4] in canvas pixels -> f[R, P, P, C]."""
+    maps = [
+      pooling.roi_max_pool(feature, rois, output_size=self.output_size, spatial_scale=1 / stride)
+      for feature, stride in zip(features[: self.num_levels], strides)
+    ]
+    if len(maps) == 1:
+      return maps[0]
+    finest = strides[0].bit_length() - 1
+    level = pooling.level_of(rois, min_level=finest, max_level=finest + len(maps) - 1) - finest
+    return sum(jnp.where((level == index)[:, None, None, None], pooled, 0) for index, pooled in enumerate(maps))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,166 @@
+"""Runs a sweep: its trials one after another, each in a process of its own, and one table at the end.
+
+    python -m launch.sweep --sweep=NAME_OR_FILE --workdir=DIR [--dry_run] [--set=path=value ...]
+
+Each trial has its folder, e.g. DIR/nms_iou=0.3/seed=0. Started again, the sweep runs only what is missing, has failed
+or was stopped. DIR/sweep.json holds the metrics of every trial, and their mean and standard deviation over the seeds.
+Where the settings change only what detects (`trained_once`), what they share is trained in DIR/trained/seed=N: a
+finished run of the same experiment, linked there, is taken for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from absl import flags
+
+from launch import evaluate, train
+from launch import flags as launch_flags
+from rcnn_jax import sweep as sweeps
+from rcnn_jax.experiment import Experiment, ExperimentError, diff, to_json
+from rcnn_jax.sweep import Sweep
+from rcnn_jax.training import checkpoint, log, loop
+from rcnn_jax.training import mesh as meshes
+
+FLAGS = flags.FLAGS
+
+
+class SweepError(RuntimeError):
+  """A sweep with trials that failed."""
+
+
+def define_flags() -> None:
+  """Defines the options of this command."""
+  flags.DEFINE_string(
+    "sweep", None, "Name of a file in experiments/sweeps/, or the path of a .py file.", required=True
+  )
+  flags.DEFINE_string("workdir", None, "The directory of all trials.", required=True)
+  flags.DEFINE_bool("dry_run", False, "Say what would be run and what is finished, and exit.")
+  flags.DEFINE_string("trial", None, "Run this one alone, in this process.")
+  launch_flags.define_set()
+
+
+def main(argv: list[str]) -> None:
+  """Runs what is not finished, or one trial alone."""
+  del argv
+  sweep = sweeps.load(FLAGS.sweep)
+  sweep = dataclasses.replace(sweep, base=sweep.base.set(FLAGS.set))
+  workdir = pathlib.Path(FLAGS.workdir)
+  if FLAGS.dry_run:
+    print(outlook(sweep, workdir))
+  elif FLAGS.trial:
+    run_one(sweep, workdir, FLAGS.trial)
+  else:
+    run_all(sweep, workdir, run_apart)
+
+
+def run_all(sweep: Sweep, workdir: pathlib.Path, start: Callable[[str], int]) -> None:
+  """Runs what is not finished, one after another; writes sweep.json after each, prints the table.
+
+  Args:
+    sweep: whose trainings come first, then what is evaluated from them.
+    workdir: the directory of all trials.
+    start: the name of a trial -> the exit status of its process.
+
+  Raises:
+    SweepError: something failed; the rest has been run.
+    Stopped: a trial was told to stop.
+  """
+  runs = sweep.trainings() | sweep.trials()
+  failed = []
+  for number, (name, experiment) in enumerate(runs.items(), start=1):
+    if result_of(workdir / name, experiment) is not None:
+      continue
+    print(f"[{number}/{len(runs)}] {name}", flush=True)
+    status = start(name)
+    if status in (loop.Stopped.exit_status, -signal.SIGTERM):
+      raise loop.Stopped(f"stopped in trial {name}; start again to go on from there")
+    failed += [name] if status else []
+    write_summary(sweep, workdir)
+  print(f"\n{sweeps.table(write_summary(sweep, workdir))}")
+  if failed:
+    raise SweepError(f"{len(failed)} of {len(runs)} failed: {', '.join(failed)}; start again to run these alone")
+
+
+def run_apart(name: str) -> int:
+  """The exit status of this command run for one trial; what tells this process to stop tells that one."""
+  command = [sys.executable, "-m", "launch.sweep", f"--sweep={FLAGS.sweep}", f"--workdir={FLAGS.workdir}"]
+  child = subprocess.Popen([*command, f"--trial={name}", *(f"--set={change}" for change in FLAGS.set)])
+  with passed_on(signal.SIGTERM, child):
+    return child.wait()
+
+
+@contextlib.contextmanager
+def passed_on(number: signal.Signals, child: subprocess.Popen) -> Iterator[None]:
+  """A signal to this process goes to the child instead."""
+  previous = signal.signal(number, lambda *_: child.send_signal(number))
+  try:
+    yield
+  finally:
+    signal.signal(number, previous)
+
+
+def run_one(sweep: Sweep, workdir: pathlib.Path, name: str) -> None:
+  """Trains one trial, or evaluates it from the training that it shares; its trial.json says that it is finished."""
+  trainings, trials = sweep.trainings(), sweep.trials()
+  if name not in trainings | trials:
+    raise ExperimentError(f"the sweep has no trial {name!r}; it has {', '.join(trainings | trials)}")
+  folder = workdir / name
+  if name in trainings:
+    experiment = trainings[name]
+    train.train(experiment, str(folder), meshes.data_mesh())
+    last = [row for row in log.rows(folder) if row["kind"] == "eval"][-1]
+    metrics = {name: value for name, value in last.items() if name not in ("step", "kind")}
+  else:
+    experiment = trials[name]
+    shared = checkpoint.load_run(str(workdir / sweeps.trial_name("trained", experiment.seed)), "latest")
+    metrics = evaluate.evaluate_run(launch_flags.with_experiment(shared, experiment), folder)
+  write_json(folder / "trial.json", {"experiment": to_json(experiment), "metrics": metrics})
+
+
+def result_of(folder: pathlib.Path, experiment: Experiment) -> dict[str, float | None] | None:
+  """The metrics of a trial; None unless it was finished with this very experiment."""
+  path = folder / "trial.json"
+  if not path.exists():
+    return None
+  result = json.loads(path.read_text())
+  return None if diff(result["experiment"], to_json(experiment)) else result["metrics"]
+
+
+def write_summary(sweep: Sweep, workdir: pathlib.Path) -> dict[str, Any]:
+  """Writes sweep.json; returns the summary of the trials that are finished."""
+  results = {name: result_of(workdir / name, experiment) for name, experiment in sweep.trials().items()}
+  finished = {name: metrics for name, metrics in results.items() if metrics is not None}
+  summary = sweep.summary(finished)
+  write_json(workdir / "sweep.json", {"settings": summary, "trials": finished})
+  return summary
+
+
+def write_json(path: pathlib.Path, form: Any) -> None:
+  """Whole or not at all."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_suffix(".partial")
+  partial.write_text(json.dumps(form, indent=1) + "\n")
+  partial.replace(path)
+
+
+def outlook(sweep: Sweep, workdir: pathlib.Path) -> str:
+  """A line for each training and trial: finished or to run, and what it changes in the base."""
+  lines = []
+  for name, experiment in (sweep.trainings() | sweep.trials()).items():
+    state = "to run" if result_of(workdir / name, experiment) is None else "finished"
+    changes = ", ".join(f"{path}={value}" for path, _, value in diff(sweep.base, experiment))
+    lines.append(f"{state:<8}  {name}  {changes}".rstrip())
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  launch_flags.run(main, define_flags)

@@ -1,0 +1,135 @@
+"""A sweep is a value: an experiment, what is changed in it, and the seeds; the table over what its trials measured.
+
+Nothing here trains or reads a file of results: `launch.sweep` does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import re
+import statistics
+from collections.abc import Mapping
+from typing import Any
+
+from rcnn_jax import experiment as experiments
+from rcnn_jax.experiment import Experiment, ExperimentError
+
+# What a training alone reads: changes there mean nothing to trials that share one.
+TRAINING = ("seed", "stages", "init", "checkpoints", "data.train", "data.augmentations")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+  """An ablation: every setting of the grid of all axes, with every seed.
+
+  An axis is a path with its values, {"model.box.nms_iou": (0.3, 0.5)}, or a name with changes that go together,
+  {"roi_op": {"align": {}, "max_pool": {"model.pool": RoiMaxPool(), "model.mask.pool": RoiMaxPool(14)}}}.
+  """
+
+  base: Experiment
+  axes: Mapping[str, tuple[Any, ...] | Mapping[str, Mapping[str, Any]]]
+  seeds: tuple[int, ...] = (0,)
+  trained_once: bool = False  # the axes change only what detects: the base is trained, by seed, for all settings
+  metrics: tuple[str, ...] = ("bbox/AP", "bbox/AP50", "segm/AP")  # names of metrics.json, for the table
+
+  def settings(self) -> dict[str, dict[str, Any]]:
+    """name -> the changes {path: value} of each setting; names are paths like 'nms_iou=0.3/score_threshold=0.05'.
+
+    Raises:
+      ExperimentError: for two settings of one name, and for a change of the training that all settings share.
+    """
+    settings = {}
+    for point in itertools.product(*(_options(axis, options) for axis, options in self.axes.items())):
+      name = "/".join(label for label, _ in point)
+      if name in settings:
+        raise ExperimentError(f"two settings are called {name}: give the axis names, {{name: {{path: value}}}}")
+      settings[name] = {path: value for _, changes in point for path, value in changes.items()}
+      if self.trained_once:
+        _refuse_training(settings[name])
+    return settings
+
+  def trials(self) -> dict[str, Experiment]:
+    """name -> experiment of each setting with each seed, e.g. 'nms_iou=0.3/seed=0'; the seed varies fastest."""
+    settings = {name: self.base.override(changes) for name, changes in self.settings().items()}
+    return {
+      trial_name(setting, seed): experiment.override({"seed": seed})
+      for setting, experiment in settings.items()
+      for seed in self.seeds
+    }
+
+  def trainings(self) -> dict[str, Experiment]:
+    """name -> experiment of what is to be trained: the trials, or what they share."""
+    if not self.trained_once:
+      return self.trials()
+    return {trial_name("trained", seed): self.base.override({"seed": seed}) for seed in self.seeds}
+
+  def summary(self, results: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """setting -> metric -> {mean, sd, n} over the seeds; sd is that of a sample, None for a single one.
+
+    Args:
+      results: trial -> its metrics; trials may be missing, and metrics be None.
+    """
+    return {setting: self._statistics(setting, results) for setting in self.settings()}
+
+  def _statistics(self, setting: str, results: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
+    rows = [results.get(trial_name(setting, seed), {}) for seed in self.seeds]
+    found = {}
+    for metric in self.metrics:
+      values = [row[metric] for row in rows if row.get(metric) is not None]
+      if values:
+        sd = statistics.stdev(values) if len(values) > 1 else None
+        found[metric] = {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}
+    return found
+
+
+def trial_name(setting: str, seed: int) -> str:
+  """The name of a trial, which is its folder in the sweep's."""
+  return f"{setting}/seed={seed}" if setting else f"seed={seed}"
+
+
+def table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
+  """The text of a summary: a line a setting, mean ± sd of each metric that was measured, and the number of seeds."""
+  metrics = list(dict.fromkeys(metric for found in summary.values() for metric in found))
+  lines = [["setting", *metrics, "seeds"]]
+  for setting, found in summary.items():
+    counts = sorted({cell["n"] for cell in found.values()})
+    cells = [_cell(found.get(metric)) for metric in metrics]
+    lines.append([setting or "base", *cells, "/".join(map(str, counts)) or "0"])
+  widths = [max(map(len, column)) for column in zip(*lines)]
+  return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
+
+
+def load(name_or_path: str) -> Sweep:
+  """The `sweep` of a file in experiments/sweeps/, named by its name, or of a .py file.
+
+  Raises:
+    ExperimentError: if there is no such file, or it defines no `sweep`.
+  """
+  return experiments.load_variable(name_or_path, "experiments.sweeps", "sweep", Sweep)
+
+
+def _options(axis: str, options: Any) -> list[tuple[str, dict[str, Any]]]:
+  """The settings of one axis: (label, changes) each."""
+  if isinstance(options, Mapping):
+    return [(f"{axis}={label}", dict(changes)) for label, changes in options.items()]
+  name = re.search(r"[^.]*(\.\d+)*$", axis)[0]  # of a path, with the places in a tuple that follow its last name
+  return [(f"{name}={_text(value)}", {axis: value}) for value in options]
+
+
+def _text(value: Any) -> str:
+  """A value as a part of a folder's name."""
+  shown = type(value).__name__ if dataclasses.is_dataclass(value) else str(value)
+  return re.sub(r"[^\w.+-]+", "-", shown).strip("-")
+
+
+def _refuse_training(changes: Mapping[str, Any]) -> None:
+  for path in changes:
+    if any(path == part or path.startswith(f"{part}.") for part in TRAINING):
+      raise ExperimentError(f"{path}: the settings of this sweep share one training (trained_once), this changes it")
+
+
+def _cell(found: Mapping[str, Any] | None) -> str:
+  if found is None:
+    return "-"
+  return f"{found['mean']:.4f}" + ("" if found["sd"] is None else f" ± {found['sd']:.4f}")

@@ -1,0 +1,242 @@
+"""A sweep: its trials and their names, the table, and the command that runs what is not finished."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+import tiny
+
+from launch import sweep as command
+from rcnn_jax import experiment as experiments
+from rcnn_jax import sweep as sweeps
+from rcnn_jax.experiment import ExperimentError, diff, from_json, to_json
+from rcnn_jax.sweep import Sweep, table
+from rcnn_jax.training import loop
+from rcnn_jax.training.optim import AdamW, Constant, Momentum
+
+BASE = tiny.experiment()
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def changed(sweep: Sweep) -> dict[str, dict]:
+  """What each trial changes in the base."""
+  return {name: {path: new for path, _, new in diff(BASE, trial)} for name, trial in sweep.trials().items()}
+
+
+def test_trials_are_the_grid_of_all_axes_with_all_seeds():
+  sweep = Sweep(BASE, {"model.dropout": (0.25, 0.75), "data.batch_size.0": (4, 16)}, seeds=(1, 2))
+  assert changed(sweep) == {
+    "dropout=0.25/batch_size.0=4/seed=1": {"model.dropout": 0.25, "data.batch_size.0": 4, "seed": 1},
+    "dropout=0.25/batch_size.0=4/seed=2": {"model.dropout": 0.25, "data.batch_size.0": 4, "seed": 2},
+    "dropout=0.25/batch_size.0=16/seed=1": {"model.dropout": 0.25, "data.batch_size.0": 16, "seed": 1},
+    "dropout=0.25/batch_size.0=16/seed=2": {"model.dropout": 0.25, "data.batch_size.0": 16, "seed": 2},
+    "dropout=0.75/batch_size.0=4/seed=1": {"model.dropout": 0.75, "data.batch_size.0": 4, "seed": 1},
+    "dropout=0.75/batch_size.0=4/seed=2": {"model.dropout": 0.75, "data.batch_size.0": 4, "seed": 2},
+    "dropout=0.75/batch_size.0=16/seed=1": {"model.dropout": 0.75, "data.batch_size.0": 16, "seed": 1},
+    "dropout=0.75/batch_size.0=16/seed=2": {"model.dropout": 0.75, "data.batch_size.0": 16, "seed": 2},
+  }
+  assert sweep.trainings() == sweep.trials()
+
+
+def test_an_axis_with_a_name_changes_several_paths_together():
+  both = {"stages.0.optimizer": AdamW(), "stages.0.schedule": Constant(0.001)}
+  sweep = Sweep(BASE, {"optimizer": {"momentum": {}, "adamw": both}})
+  assert changed(sweep) == {"optimizer=momentum/seed=0": {}, "optimizer=adamw/seed=0": both}
+
+
+@pytest.mark.parametrize(
+  "path, value, name",
+  [
+    ("model.norm", True, "norm=True"),
+    ("stages.0.clip_norm", None, "clip_norm=None"),
+    ("stages.0.schedule.peak", 1e-5, "peak=1e-05"),
+    ("stages.0.optimizer", AdamW(), "optimizer=AdamW"),
+    ("data.canvases", ((4, 8), (8, 4)), "canvases=4-8-8-4"),
+    ("data.canvases.1.0", 12, "canvases.1.0=12"),
+    ("name", "runs/../x y", "name=runs-..-x-y"),
+  ],
+)
+def test_settings_are_named_by_the_last_name_of_their_path_and_the_value(path, value, name):
+  assert list(Sweep(BASE, {path: (value,)}).trials()) == [f"{name}/seed=0"]
+
+
+def test_without_axes_the_seeds_alone_are_the_trials():
+  assert list(Sweep(BASE, {}, seeds=(0, 3)).trials()) == ["seed=0", "seed=3"]
+
+
+def test_settings_that_share_a_training():
+  sweep = Sweep(BASE, {"model.dropout": (0.0, 0.5)}, seeds=(0, 1), trained_once=True)
+  assert {name: trial.model.dropout for name, trial in sweep.trials().items()} == {
+    "dropout=0.0/seed=0": 0.0,
+    "dropout=0.0/seed=1": 0.0,
+    "dropout=0.5/seed=0": 0.5,
+    "dropout=0.5/seed=1": 0.5,
+  }
+  assert sweep.trainings() == {"trained/seed=0": BASE, "trained/seed=1": BASE.override({"seed": 1})}
+
+
+@pytest.mark.parametrize(
+  "sweep, message",
+  [
+    (Sweep(BASE, {"model.drop": (0.1,)}), "no path 'model.drop'; nearest: model.dropout"),
+    (
+      Sweep(BASE, {"stages.0.optimizer": (Momentum(0.9), Momentum(0.5))}),
+      "two settings are called optimizer=Momentum",
+    ),
+    (
+      Sweep(BASE, {"stages.0.steps": (3,)}, trained_once=True),
+      "stages.0.steps: the settings of this sweep share one",
+    ),
+  ],
+)
+def test_errors(sweep, message):
+  with pytest.raises(ExperimentError, match=re.escape(message)):
+    sweep.trials()
+
+
+def test_the_table_has_mean_and_deviation_over_the_seeds_that_are_there():
+  sweep = Sweep(BASE, {"model.dropout": (0.0, 0.5, 0.9)}, seeds=(0, 1, 2))
+  results = {
+    "dropout=0.0/seed=0": {"bbox/AP": 0.25, "bbox/AP50": None, "bbox/AP75": 0.1},
+    "dropout=0.0/seed=1": {"bbox/AP": 0.5, "bbox/AP50": 0.75},
+    "dropout=0.0/seed=2": {"bbox/AP": 0.75, "bbox/AP50": 0.25},
+    "dropout=0.5/seed=2": {"bbox/AP": 0.125},
+  }
+  summary = sweep.summary(results)
+  assert summary["dropout=0.0"]["bbox/AP"] == {"mean": 0.5, "sd": 0.25, "n": 3}
+  assert summary["dropout=0.5"] == {"bbox/AP": {"mean": 0.125, "sd": None, "n": 1}}
+  assert table(summary).splitlines() == [
+    "setting      bbox/AP          bbox/AP50        seeds",
+    "dropout=0.0  0.5000 ± 0.2500  0.5000 ± 0.3536  2/3",
+    "dropout=0.5  0.1250           -                1",
+    "dropout=0.9  -                -                0",
+  ]
+
+
+@pytest.mark.parametrize("name", experiments.names("experiments.sweeps"))
+def test_each_sweep_in_the_folder_has_trials_that_differ_and_can_be_written_down(name):
+  sweep = sweeps.load(name)
+  trials = list(sweep.trials().values())
+  assert len(trials) > len(sweep.seeds)
+  for number, trial in enumerate(trials):
+    assert from_json(json.loads(json.dumps(to_json(trial)))) == trial
+    assert trial not in trials[:number]
+
+
+# ------------------------------------------------------------------------------------------------- the command
+
+
+class Trials:
+  """Stands for the processes of the trials: the AP of a trial is its dropout."""
+
+  def __init__(self, sweep: Sweep, workdir: pathlib.Path, failing: tuple[str, ...] = (), status: int = 1):
+    self.sweep, self.workdir, self.failing, self.status = sweep, workdir, failing, status
+    self.started = []
+
+  def __call__(self, name: str) -> int:
+    self.started.append(name)
+    if name in self.failing:
+      return self.status
+    trial = (self.sweep.trainings() | self.sweep.trials())[name]
+    result = {"experiment": to_json(trial), "metrics": {"bbox/AP": trial.model.dropout}}
+    command.write_json(self.workdir / name / "trial.json", result)
+    return 0
+
+
+SWEEP = Sweep(BASE, {"model.dropout": (0.25, 0.5)}, seeds=(0, 1))
+
+
+def test_only_failed_and_missing_trials_are_run_again(tmp_path, capsys):
+  trials = Trials(SWEEP, tmp_path, failing=("dropout=0.25/seed=1",))
+  with pytest.raises(command.SweepError, match="1 of 4 failed: dropout=0.25/seed=1; start again"):
+    command.run_all(SWEEP, tmp_path, trials)
+  assert trials.started == list(SWEEP.trials())
+  assert re.search(r"dropout=0.25  0.2500 +1\n", capsys.readouterr().out)
+  again = Trials(SWEEP, tmp_path)
+  command.run_all(SWEEP, tmp_path, again)
+  assert again.started == ["dropout=0.25/seed=1"]
+  assert re.search(r"dropout=0.25  0.2500 ± 0.0000  2\n", capsys.readouterr().out)
+  form = json.loads((tmp_path / "sweep.json").read_text())
+  assert form["settings"]["dropout=0.5"] == {"bbox/AP": {"mean": 0.5, "sd": 0.0, "n": 2}}
+  assert form["trials"]["dropout=0.5/seed=1"] == {"bbox/AP": 0.5}
+
+
+def test_a_trial_of_another_experiment_is_not_taken_for_finished(tmp_path):
+  command.run_all(SWEEP, tmp_path, Trials(SWEEP, tmp_path))
+  longer = dataclasses.replace(SWEEP, base=BASE.override({"stages.0.steps": 7}))
+  again = Trials(longer, tmp_path)
+  command.run_all(longer, tmp_path, again)
+  assert again.started == list(SWEEP.trials())
+
+
+def test_a_stopped_trial_stops_the_sweep(tmp_path):
+  trials = Trials(SWEEP, tmp_path, failing=("dropout=0.25/seed=1",), status=143)
+  with pytest.raises(loop.Stopped, match="stopped in trial dropout=0.25/seed=1; start again"):
+    command.run_all(SWEEP, tmp_path, trials)
+  assert trials.started == ["dropout=0.25/seed=0", "dropout=0.25/seed=1"]
+
+
+def test_the_outlook_says_what_is_to_run(tmp_path):
+  shared = dataclasses.replace(SWEEP, seeds=(1,), trained_once=True)
+  trials = Trials(shared, tmp_path, failing=("dropout=0.5/seed=1",))
+  with pytest.raises(command.SweepError):
+    command.run_all(shared, tmp_path, trials)
+  assert trials.started == ["trained/seed=1", "dropout=0.25/seed=1", "dropout=0.5/seed=1"]
+  assert command.outlook(shared, tmp_path).splitlines() == [
+    "finished  trained/seed=1  seed=1",
+    "finished  dropout=0.25/seed=1  model.dropout=0.25, seed=1",
+    "to run    dropout=0.5/seed=1  seed=1",
+  ]
+
+
+FILE = """
+import dataclasses
+from experiments.demo import experiment as demo
+from rcnn_jax.data.shapes import Shapes
+from rcnn_jax.experiment import Checkpoints, Evaluation
+from rcnn_jax.sweep import Sweep
+from rcnn_jax.training.optim import Cosine
+from rcnn_jax.training.stages import Sgd
+from tests.small_detector import small_detector
+shapes = dict(data_dir={data!r}, side=64, num_train=8, num_eval=4)
+base = dataclasses.replace(
+  demo, name="swept", model=small_detector(num_classes=None), stages=(Sgd(steps=2, schedule=Cosine(0.01)),),
+  data=dataclasses.replace(
+    demo.data, train=Shapes(split="train", **shapes), eval=Shapes(split="eval", **shapes), canvases=((64, 64),),
+    batch_size=(4, 4), load_masks=False),
+  evaluation=Evaluation(pictures=0), checkpoints=Checkpoints(),
+)
+sweep = Sweep(base, {axes}, trained_once={trained_once})
+"""
+
+
+def launched(folder: pathlib.Path, *arguments: str) -> subprocess.CompletedProcess:
+  environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+  environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+  line = [sys.executable, "-m", "launch.sweep", f"--sweep={folder}/swept.py", f"--workdir={folder}/out", *arguments]
+  return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+@pytest.mark.long
+def test_trials_are_trained_and_settings_evaluated_from_one_training(tmp_path):
+  data = str(tmp_path / "data")
+  rates = '{"stages.0.schedule.peak": (0.01, 1e30)}'
+  (tmp_path / "swept.py").write_text(FILE.format(data=data, axes=rates, trained_once=False))
+  ended = launched(tmp_path)
+  assert ended.returncode == 1
+  assert "not finite" in ended.stderr and "1 of 2 failed: peak=1e+30/seed=0" in ended.stderr, ended.stderr
+  assert re.search(r"peak=0.01 +0\.\d{4} .* 1\n", ended.stdout), ended.stdout
+  counts = '{"model.box.max_detections": (1, 10)}'
+  (tmp_path / "swept.py").write_text(FILE.format(data=data, axes=counts, trained_once=True))
+  ended = launched(tmp_path)
+  assert ended.returncode == 0, ended.stderr
+  assert ended.stdout.count("compiled train step") == 1
+  found = [json.loads((tmp_path / f"out/max_detections={n}/seed=0/detections.json").read_text()) for n in (1, 10)]
+  assert 0 < len(found[0]) <= 4 < len(found[1])
