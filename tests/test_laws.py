@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from rcnn_jax import types
-from rcnn_jax.ops import assign, boxes, keypoints, losses, masks, nms, pooling
+from rcnn_jax.ops import assign, boxes, keypoints, losses, masks, max_pooling, nms, pooling
 
 N, M, VALID_N, VALID_M = 14, 5, 9, 3
 HEIGHT, WIDTH = 48, 64
@@ -132,6 +132,7 @@ def box_regression_law(s, kind):
 
 
 pool_options = {"output_size": 3, "spatial_scale": 1 / 4}
+of_levels = {"output_size": 3, "strides": (4, 8), "canonical_size": 320.0}
 
 LAWS = {
   "iou": Law(lambda s: (boxes.iou(s["boxes"], s["truth_boxes"]),), ("NM",)),
@@ -162,22 +163,26 @@ LAWS = {
     "features",
   ),
   "roi_max_pool": Law(
-    lambda s: (pooling.roi_max_pool(s["features"], s["boxes"], **pool_options),), ("N",), "features"
+    lambda s: (max_pooling.roi_max_pool(s["features"], s["boxes"], **pool_options),), ("N",), "features"
   ),
   "warp_crop": Law(
     lambda s: (pooling.warp_crop(s["features"], s["boxes"], output_size=5, context=1),), ("N",), "features"
   ),
   "spatial_pyramid": Law(
-    lambda s: (pooling.spatial_pyramid(s["features"], s["boxes"], bins=(1, 2, 3, 4), spatial_scale=1 / 4),),
+    lambda s: (max_pooling.spatial_pyramid(s["features"], s["boxes"], bins=(1, 2, 3, 4), spatial_scale=1 / 4),),
     ("N",),
     "features",
   ),
   "multilevel_roi_align": Law(
-    lambda s: (
-      pooling.multilevel_roi_align(
-        [s["features"], s["coarse"]], s["boxes"], strides=(4, 8), output_size=3, aligned=False, canonical_size=320.0
-      ),
-    ),
+    lambda s: (pooling.multilevel_roi_align([s["features"], s["coarse"]], s["boxes"], aligned=False, **of_levels),),
+    ("N",),
+    "features",
+  ),
+  "roi_warp": Law(
+    lambda s: (pooling.roi_warp([s["features"], s["coarse"]], s["boxes"], **of_levels),), ("N",), "features"
+  ),
+  "multilevel_roi_max_pool": Law(
+    lambda s: (max_pooling.multilevel_roi_max_pool([s["features"], s["coarse"]], s["boxes"], **of_levels),),
     ("N",),
     "features",
   ),

@@ -18,7 +18,7 @@ from rcnn_jax.evaluation.paste import paste, paste_rounded
 from rcnn_jax.models.detector import blank_batch
 from rcnn_jax.models.heads import BoxHead
 from rcnn_jax.models.proposers import Rpn
-from rcnn_jax.ops import anchors, assign, boxes, nms, pooling
+from rcnn_jax.ops import anchors, assign, boxes, max_pooling, nms, pooling
 from rcnn_jax.types import Proposals
 from tests import filling
 from tests.parity import close, recorded
@@ -41,7 +41,7 @@ def test_roi_align(aligned, ratio):
 def test_roi_max_pooling():
   features = filling.uniform("roi.features", filling.ROI_MAP)
   options = dict(output_size=filling.ROI_OUTPUT, spatial_scale=1 / filling.ROI_STRIDE)
-  pool = jax.jit(functools.partial(pooling.roi_max_pool, **options))
+  pool = jax.jit(functools.partial(max_pooling.roi_max_pool, **options))
   np.testing.assert_array_equal(pool(features, filling.roi_boxes()), recorded("roi_pool")["pooled"])
 
 

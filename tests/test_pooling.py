@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from rcnn_jax.models.pooling import RoiMaxPool
-from rcnn_jax.ops import pooling
+from rcnn_jax.ops import max_pooling, pooling
 
 SCALE = 1 / 8
 FEATURES = np.random.default_rng(0).normal(size=(9, 12, 3)).astype(np.float32)
@@ -128,7 +128,7 @@ def test_the_gradient_of_roi_align_is_its_transpose(ratio):
 def test_roi_max_pool_is_torchvisions(output_size):
   rows, columns = (output_size, output_size) if isinstance(output_size, int) else output_size
   boxes = np.clip(BOXES, -16, np.float32([112, 88, 112, 88]))  # two cells beyond the map
-  pool = functools.partial(pooling.roi_max_pool, output_size=output_size, spatial_scale=SCALE)
+  pool = functools.partial(max_pooling.roi_max_pool, output_size=output_size, spatial_scale=SCALE)
   got = jax.jit(pool)(FEATURES, boxes)
   np.testing.assert_array_equal(got, loop_roi_pool(FEATURES, boxes, rows, columns, SCALE).astype(np.float32))
 
@@ -136,13 +136,16 @@ def test_roi_max_pool_is_torchvisions(output_size):
 def test_the_gradient_of_roi_max_pool_goes_to_the_maxima():
   features = np.float32([[1, 5, 2, 0], [0, 3, 9, 4]])[..., None]
   box = np.float32([[0, 0, 3, 1]])
-  pool = functools.partial(pooling.roi_max_pool, boxes=box, output_size=(1, 2), spatial_scale=1.0)
+  pool = functools.partial(max_pooling.roi_max_pool, boxes=box, output_size=(1, 2), spatial_scale=1.0)
   gradient = jax.jit(jax.grad(lambda f: pool(f).sum()))(features)
   np.testing.assert_array_equal(gradient[..., 0], [[0, 1, 0, 0], [0, 0, 1, 0]])
 
 
 def test_no_gradient_goes_to_the_boxes():
-  for pool in (functools.partial(pooling.roi_align, aligned=True), pooling.roi_max_pool):
+  warp = lambda feature, *inputs, spatial_scale, **options: pooling.roi_warp(
+    [feature], *inputs, strides=(1 / spatial_scale,), **options
+  )
+  for pool in (functools.partial(pooling.roi_align, aligned=True), warp, max_pooling.roi_max_pool):
     pool = functools.partial(pool, jnp.asarray(FEATURES), output_size=3, spatial_scale=SCALE)
     gradient = jax.jit(jax.grad(lambda boxes, pool=pool: pool(boxes).sum()))(BOXES)
     np.testing.assert_array_equal(gradient, 0)
@@ -156,19 +159,34 @@ def test_level_of(side, level):
   assert pooling.level_of(np.float32([[0, 0, side, side]]), min_level=2, max_level=5)[0] == level
 
 
-def test_multilevel_roi_align_pools_each_region_from_its_own_level():
+OF_LEVELS = {
+  "roi_align": (
+    functools.partial(pooling.multilevel_roi_align, aligned=False),
+    lambda f, b, stride: pooling.roi_align(f, b, spatial_scale=1 / stride, output_size=3, aligned=False),
+  ),
+  "roi_warp": (
+    pooling.roi_warp,
+    lambda f, b, stride: pooling.roi_warp([f], b, strides=(stride,), output_size=3),
+  ),
+  "roi_max_pool": (
+    max_pooling.multilevel_roi_max_pool,
+    lambda f, b, stride: max_pooling.roi_max_pool(f, b, spatial_scale=1 / stride, output_size=3),
+  ),
+}
+
+
+@pytest.mark.parametrize("name", OF_LEVELS)
+def test_a_pyramid_pools_each_region_from_its_own_level(name):
   rng = np.random.default_rng(3)
   levels = [rng.normal(size=(64 // s, 96 // s, 2)).astype(np.float32) for s in (4, 8, 16)]
   boxes = np.float32([[0, 0, 20, 20], [10, 8, 50, 40], [0, 0, 96, 64], [3, 3, 3, 3], [90, 60, 96, 64]])
-  settings = {"output_size": 3, "sampling_ratio": 2, "aligned": False}
-  pyramid = functools.partial(
-    pooling.multilevel_roi_align, strides=(4, 8, 16), canonical_size=32.0, canonical_level=3, **settings
-  )
+  of_pyramid, of_map = OF_LEVELS[name]
+  pyramid = functools.partial(of_pyramid, strides=(4, 8, 16), output_size=3, canonical_size=32.0, canonical_level=3)
   got = jax.jit(pyramid)(levels, boxes)
   of_box = [2, 3, 4, 2, 2]  # by their sides, against a canonical side of 32 on level 3
   for level in (2, 3, 4):
     here = np.array(of_box) == level
-    alone = jax.jit(functools.partial(pooling.roi_align, spatial_scale=0.5**level, **settings))
+    alone = jax.jit(functools.partial(of_map, stride=2**level))
     np.testing.assert_allclose(got[here], alone(levels[level - 2], boxes[here]), atol=1e-6)
 
 
@@ -185,6 +203,27 @@ def test_max_pooling_over_a_pyramid_pools_each_region_from_its_own_level():
   got, fine, coarse = jax.jit(pooled)(levels, boxes)
   np.testing.assert_array_equal(got, [fine[0], coarse[1], fine[2], np.zeros((3, 3, 2))])
   assert not np.array_equal(fine[:2], coarse[:2])
+
+
+def warp_grid(box, output_size, features=None):
+  features = RAMP if features is None else features
+  warp = functools.partial(pooling.roi_warp, strides=(8,), output_size=output_size, sampling_ratio=1)
+  return np.asarray(warp([features], np.float32([box])))[0, :, :, 0]
+
+
+def test_roi_warp_reads_whole_cells():
+  # Columns count by 1 and rows by 10, from 1: cells 2 to 4 of rows 1 to 3, both ends of the rounded region included.
+  expected = [[13, 14, 15], [23, 24, 25], [33, 34, 35]]
+  np.testing.assert_array_equal(warp_grid([16, 8, 32, 24], 3), expected)
+  # A shift of less than half a cell is lost: the quantisation that RoI Align does without.
+  np.testing.assert_array_equal(warp_grid([19, 11, 29, 21], 3), expected)
+  np.testing.assert_array_equal(warp_grid([20, 12, 36, 28], 3), np.add(expected, 11))  # halves away from zero
+
+
+def test_roi_warp_samples_between_cells_and_a_region_within_a_cell_is_that_cell():
+  # Cells 2 and 3 into four bins each of half a cell.
+  np.testing.assert_allclose(warp_grid([16, 8, 24, 8], (1, 4)), [[12.75, 13.25, 13.75, 14.25]])
+  np.testing.assert_allclose(warp_grid([17, 9, 18, 10], 2), [[10.25, 10.75], [15.25, 15.75]])
 
 
 RAMP = np.arange(8, dtype=np.float32)[None, :, None] + 10 * np.arange(6, dtype=np.float32)[:, None, None] + 1
@@ -255,7 +294,7 @@ def loop_pyramid(features, boxes, bins, stride):
 def test_the_spatial_pyramid_is_the_maxima_of_its_bins(bins):
   boxes = np.concatenate([BOXES[:4], np.clip(BOXES[4:], -16, np.float32([112, 88, 112, 88]))])
   boxes = boxes[[0, 1, 2, 3, 5, 6, 8, 9, 10]]  # a region inside out has no middle worth the name
-  pool = functools.partial(pooling.spatial_pyramid, bins=bins, spatial_scale=SCALE)
+  pool = functools.partial(max_pooling.spatial_pyramid, bins=bins, spatial_scale=SCALE)
   got = jax.jit(pool)(FEATURES, boxes)
   assert got.shape == (len(boxes), sum(n * n for n in bins), 3)
   np.testing.assert_array_equal(got, loop_pyramid(FEATURES, boxes, bins, 8))
@@ -263,7 +302,9 @@ def test_the_spatial_pyramid_is_the_maxima_of_its_bins(bins):
 
 def test_the_pyramid_of_a_map_by_eye():
   features = np.arange(16, dtype=np.float32).reshape(4, 4, 1)
-  got = pooling.spatial_pyramid(features, np.float32([[0, 0, 4, 4], [1, 1, 3, 4]]), bins=(1, 2), spatial_scale=1.0)
+  got = max_pooling.spatial_pyramid(
+    features, np.float32([[0, 0, 4, 4], [1, 1, 3, 4]]), bins=(1, 2), spatial_scale=1.0
+  )
   np.testing.assert_array_equal(got[0, :, 0], [15, 5, 7, 13, 15])
   np.testing.assert_array_equal(got[1, :, 0], [14, 9, 10, 13, 14])  # 3 rows: both bins hold the middle one
 
@@ -275,6 +316,6 @@ def test_strides_that_are_no_pyramid_are_refused():
 
 def test_pooling_keeps_the_precision_of_the_features():
   half = jnp.asarray(FEATURES, jnp.bfloat16)
-  for pool in (functools.partial(pooling.roi_align, aligned=True), pooling.roi_max_pool):
+  for pool in (functools.partial(pooling.roi_align, aligned=True), max_pooling.roi_max_pool):
     pool = functools.partial(pool, output_size=3, spatial_scale=SCALE)
     assert jax.eval_shape(pool, half, BOXES).dtype == jnp.bfloat16

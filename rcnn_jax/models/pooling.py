@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rcnn_jax.ops import boxes, pooling
+from rcnn_jax.ops import boxes, max_pooling, pooling
 from rcnn_jax.types import Array
 
 
@@ -31,23 +31,31 @@ class RoiAlign:
 
 
 @dataclass(frozen=True)
-class RoiMaxPool:
-  """RoI max pooling (Fast R-CNN, section 2.1), from the level that FPN's equation 1 gives each RoI."""
+class RoiWarp:
+  """Bilinear samples of RoIs that are rounded to whole cells (RoIWarp in Mask R-CNN, table 2c; arXiv:1512.04412)."""
 
   output_size: int = 7
-  num_levels: int = 1  # the finest levels, those that RoIs are pooled from
+  sampling_ratio: int = 2
+  num_levels: int = 1  # as for RoiAlign
 
   def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
     """One image: features f[h, w, C] a level, rois f32[R, 4] in canvas pixels -> f[R, P, P, C]."""
-    maps = [
-      pooling.roi_max_pool(feature, rois, output_size=self.output_size, spatial_scale=1 / stride)
-      for feature, stride in zip(features[: self.num_levels], strides)
-    ]
-    if len(maps) == 1:
-      return maps[0]
-    finest = strides[0].bit_length() - 1
-    level = pooling.level_of(rois, min_level=finest, max_level=finest + len(maps) - 1) - finest
-    return sum(jnp.where((level == index)[:, None, None, None], pooled, 0) for index, pooled in enumerate(maps))
+    features, strides = features[: self.num_levels], strides[: self.num_levels]
+    options = dict(output_size=self.output_size, sampling_ratio=self.sampling_ratio)
+    return pooling.roi_warp(features, rois, strides=strides, **options)
+
+
+@dataclass(frozen=True)
+class RoiMaxPool:
+  """RoI max pooling (Fast R-CNN, section 2.1)."""
+
+  output_size: int = 7
+  num_levels: int = 1  # as for RoiAlign
+
+  def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
+    """One image: features f[h, w, C] a level, rois f32[R, 4] in canvas pixels -> f[R, P, P, C]."""
+    features, strides = features[: self.num_levels], strides[: self.num_levels]
+    return max_pooling.multilevel_roi_max_pool(features, rois, strides=strides, output_size=self.output_size)
 
 
 @dataclass(frozen=True)
@@ -78,7 +86,7 @@ class SpatialPyramid:
   def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[float, ...]) -> Array:
     """One image: features f[h, w, C] a level, rois f32[R, 4] in canvas pixels -> f[R, 50, C] for the usual bins."""
     maps = [
-      pooling.spatial_pyramid(feature, rois, bins=self.bins, spatial_scale=1 / stride)
+      max_pooling.spatial_pyramid(feature, rois, bins=self.bins, spatial_scale=1 / stride)
       for feature, stride in zip(features, strides)
     ]
     level = self.level_of(rois, strides)
@@ -91,7 +99,7 @@ class SpatialPyramid:
     return jnp.argmin(distance, axis=1)
 
 
-Pool = RoiAlign | RoiMaxPool | WarpCrop | SpatialPyramid
+Pool = RoiAlign | RoiWarp | RoiMaxPool | WarpCrop | SpatialPyramid
 
 
 def pool_batch(pool: Pool | nn.Module, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
