@@ -141,6 +141,15 @@ def test_the_gradient_of_roi_max_pool_goes_to_the_maxima():
   np.testing.assert_array_equal(gradient[..., 0], [[0, 1, 0, 0], [0, 0, 1, 0]])
 
 
+def test_the_gradient_of_roi_max_pool_goes_to_the_first_of_equal_maxima():
+  # Torchvision's choice. After a ReLU many cells are equal; a bin of 3 x 3 is covered by four overlapping windows.
+  features = np.float32([[0, 0, 5, 0], [0, 5, 5, 0], [5, 0, 0, 0]])[..., None]
+  box = np.float32([[0, 0, 2, 2]])
+  pool = functools.partial(max_pooling.roi_max_pool, boxes=box, output_size=1, spatial_scale=1.0)
+  gradient = jax.jit(jax.grad(lambda f: pool(f).sum()))(features)
+  np.testing.assert_array_equal(gradient[..., 0], [[0, 0, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
+
+
 def test_no_gradient_goes_to_the_boxes():
   warp = lambda feature, *inputs, spatial_scale, **options: pooling.roi_warp(
     [feature], *inputs, strides=(1 / spatial_scale,), **options
