@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-long clean
+.PHONY: demo ladder test test-long clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -19,6 +19,9 @@ $(INSTALLED): pyproject.toml constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/python -m launch.train --experiment=demo --workdir=runs/demo
 	@echo "Open runs/demo/report.html"
+
+ladder: $(INSTALLED)
+	$(BIN)/python -m launch.ladder --workdir=runs/ladder
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

@@ -1,11 +1,12 @@
 """Finds the region proposals of an experiment's data sets, once, and tells how much of the objects they cover.
 
-    python -m launch.prepare_data --proposals=fast|quality --experiment=NAME_OR_FILE [--output=DIR] [--width=500 ...]
+    python -m launch.prepare_data --experiment=NAME_OR_FILE [--proposals=fast|quality --output=DIR --width=500 ...]
     python -m launch.prepare_data --proposals=rpn --workdir=RUN --output=DIR
 
-Selective search needs no model; 'rpn' takes those of a trained run. Writes DIR/train and DIR/eval, by default the
-folders that the experiment's data.proposals names, each with settings.json, the proposals as memory-mapped arrays,
-and their recall in recall.json and recall.txt. Killed and started again, it goes on where it was.
+Selective search needs no model; 'rpn' takes those of a trained run. The settings of the search are the experiment's
+data.search, but for those that an option names. Writes DIR/train and DIR/eval, by default the folders that the
+experiment's data.proposals names, each with settings.json, the proposals as memory-mapped arrays, and their recall in
+recall.json and recall.txt. Killed and started again, it goes on where it was.
 """
 
 from __future__ import annotations
@@ -35,21 +36,18 @@ IOUS, COUNTS = (0.5, 0.7), (100, 300, 1000, 2000)
 
 def define_flags() -> None:
   """Defines the options of this command."""
-  usual = {field.name: field.default for field in dataclasses.fields(SelectiveSearch)}
   flags.DEFINE_enum("proposals", None, ["fast", "quality", "rpn"], "Selective search's mode, or a run's RPN.")
   flags.DEFINE_string("experiment", None, "Name or file of an experiment: its training and evaluation data.")
   launch_flags.define_set()
   flags.DEFINE_string("output", None, "Folder in which train/ and eval/ are written.")
   flags.DEFINE_string("workdir", None, "With --proposals=rpn: the run directory.")
   flags.DEFINE_string("checkpoint", "best", "With --proposals=rpn: best, latest or a step.")
-  flags.DEFINE_integer("width", usual["width"], "Pixels to which an image is resized for the search; 0: its own.", 0)
-  flags.DEFINE_integer(
-    "base_k", usual["base_k"], "First scale of the graph segmentation, and the step to the next.", 1
-  )
-  flags.DEFINE_float("min_side", usual["min_side"], "Least side of a box, pixels of the resized image.", 0.0)
-  flags.DEFINE_integer("max_boxes", usual["max_boxes"], "The most boxes of an image.", 1)
-  flags.DEFINE_enum("first", usual["first"], ["large", "small"], "Which boxes the order begins with, but for chance.")
-  flags.DEFINE_integer("seed", usual["seed"], "Of the order's random numbers.", 0)
+  flags.DEFINE_integer("width", None, "Pixels to which an image is resized for the search; 0: its own.", 0)
+  flags.DEFINE_integer("base_k", None, "First scale of the graph segmentation, and the step to the next.", 1)
+  flags.DEFINE_float("min_side", None, "Least side of a box, pixels of the resized image.", 0.0)
+  flags.DEFINE_integer("max_boxes", None, "The most boxes of an image.", 1)
+  flags.DEFINE_enum("first", None, ["large", "small"], "Which boxes the order begins with, but for chance.")
+  flags.DEFINE_integer("seed", None, "Of the order's random numbers.", 0)
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   flags.DEFINE_integer("processes", cores, "That search at the same time; 0: none but this one.", 0)
 
@@ -57,8 +55,6 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
   """Prepares the training data, then the evaluation data."""
   del argv
-  if FLAGS.proposals is None:
-    raise app.UsageError("name what is to be prepared: --proposals=fast, quality or rpn")
   if (FLAGS.proposals == "rpn") != (FLAGS.workdir is not None):
     raise app.UsageError("--workdir goes with --proposals=rpn, and with nothing else")
   if FLAGS.proposals == "rpn":
@@ -68,8 +64,9 @@ def main(argv: list[str]) -> None:
     return
   if FLAGS.experiment is None:
     raise app.UsageError("--experiment is missing")
-  search = chosen_search()
-  for folder, spec, source in data_sets(experiment.load(FLAGS.experiment).set(FLAGS.set).data):
+  data = experiment.load(FLAGS.experiment).set(FLAGS.set).data
+  search = chosen_search(data)
+  for folder, spec, source in data_sets(data):
     find = prepare.searcher(spec, source, search, FLAGS.processes)
     prepare_one(folder, search.settings(), spec, source, find)
 
@@ -85,11 +82,16 @@ def data_sets(data: Data) -> list[tuple[pathlib.Path, Any, Source]]:
   return [(folder, spec, spec.open()) for folder, spec in zip(folders, (data.train, data.eval))]
 
 
-def chosen_search() -> SelectiveSearch:
-  """The selective search that the flags ask for."""
-  names = ("base_k", "min_side", "max_boxes", "first", "seed")
-  chosen = {name: getattr(FLAGS, name) for name in names}
-  return SelectiveSearch(mode=FLAGS.proposals, width=FLAGS.width or None, **chosen)
+def chosen_search(data: Data) -> SelectiveSearch:
+  """The experiment's selective search, with what the flags say otherwise."""
+  if FLAGS.proposals is None and data.search is None:
+    raise app.UsageError("name what is to be prepared, --proposals=fast, quality or rpn: the data have no search")
+  names = ("width", "base_k", "min_side", "max_boxes", "first", "seed")
+  asked = {"mode": FLAGS.proposals} | {name: getattr(FLAGS, name) for name in names}
+  asked = {name: value for name, value in asked.items() if value is not None}
+  if asked.get("width") == 0:
+    asked["width"] = None
+  return dataclasses.replace(data.search or SelectiveSearch(), **asked)
 
 
 def rpn_settings(run: Any) -> dict[str, Any]:

@@ -11,11 +11,10 @@ import subprocess
 import sys
 import types
 
-import cv2
 import numpy as np
 import pytest
 from test_loader import Rectangles, data
-from test_voc import write_object
+from test_voc import write_squares
 
 from launch import prepare_data, train
 from rcnn_jax.data import prepare, proposals
@@ -42,20 +41,8 @@ SEARCH = SelectiveSearch(width=None, base_k=50, min_side=4)
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory) -> VocFolder:
-  """Six images of 64 x 48, each with a dark square on light grey, which is its one object."""
   root = tmp_path_factory.mktemp("voc")
-  for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
-    (root / folder).mkdir(parents=True)
-  for number in range(6):
-    x, y = 4 + 5 * number, 4 + 3 * number
-    image = np.full((48, 64, 3), 200, np.uint8)
-    image[y : y + 20, x : x + 20] = 40
-    cv2.imwrite(str(root / f"JPEGImages/{number}.png"), image)
-    size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
-    item = write_object("square", (x + 1, y + 1, x + 20, y + 20))
-    (root / f"Annotations/{number}.xml").write_text(f"<annotation>{size}{item}</annotation>")
-  (root / "ImageSets/Main/train.txt").write_text("0\n1\n2\n3\n")
-  (root / "ImageSets/Main/val.txt").write_text("4\n5\n")
+  write_squares(root)
   return VocFolder(str(root), "train")
 
 

@@ -21,6 +21,22 @@ def write_object(name: str, corners, difficult: int = 0) -> str:
   return f"<object><name>{name}</name><difficult>{difficult}</difficult><bndbox>{box}</bndbox></object>"
 
 
+def write_squares(root: pathlib.Path) -> None:
+  """Six images of 64 x 48, each with a dark square on light grey, which is its one object; four are to train on."""
+  for folder in ("Annotations", "JPEGImages", "ImageSets/Main"):
+    (root / folder).mkdir(parents=True)
+  for number in range(6):
+    x, y = 4 + 5 * number, 4 + 3 * number
+    image = np.full((48, 64, 3), 200, np.uint8)
+    image[y : y + 20, x : x + 20] = 40
+    cv2.imwrite(str(root / f"JPEGImages/{number}.png"), image)
+    size = "<size><width>64</width><height>48</height><depth>3</depth></size>"
+    item = write_object("square", (x + 1, y + 1, x + 20, y + 20))
+    (root / f"Annotations/{number}.xml").write_text(f"<annotation>{size}{item}</annotation>")
+  (root / "ImageSets/Main/train.txt").write_text("0\n1\n2\n3\n")
+  (root / "ImageSets/Main/val.txt").write_text("4\n5\n")
+
+
 def spoil_size(path: pathlib.Path) -> None:
   """The size of 0 x 0 that some tools write."""
   path.write_text(path.read_text().replace(">60<", ">0<").replace(">40<", ">0<"))

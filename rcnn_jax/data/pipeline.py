@@ -12,6 +12,7 @@ import numpy as np
 from rcnn_jax.data import transforms
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.proposals import Regions, StoredProposals
+from rcnn_jax.data.selective_search import SelectiveSearch
 from rcnn_jax.data.source import Annotations, Source, clean, object_faults
 from rcnn_jax.types import Batch, GroundTruth, Proposals
 
@@ -45,6 +46,7 @@ class Data:
     None  # (train, eval) folders of launch.prepare_data; None: the model makes its own
   )
   num_proposals: tuple[int, int] = (2000, 2000)  # (train, eval): so many of an image's best stand in a batch
+  search: SelectiveSearch | None = None  # how launch.prepare_data finds them, unless its options say otherwise
   workers: int = 0  # processes that decode in training; 0: threads of this one
 
 

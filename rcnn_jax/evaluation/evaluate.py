@@ -129,12 +129,12 @@ def tables(metrics: Mapping[str, float | None], names: Sequence[str], max_detect
       if any(f"{kind}/{name}" in metrics for kind in kinds):
         meaning = MEANINGS.get(name, f"at most {name[2:]} detections an image")
         rows.append([f"{name:<5}  {meaning}", *(_percent(metrics, f"{kind}/{name}") for kind in kinds)])
-  summary = _table(["COCO metric, %", *kinds], rows)
+  summary = text_table(["COCO metric, %", *kinds], rows)
   columns = [*(f"{kind}/AP" for kind in kinds), "voc/AP_area", "voc/AP_11pt"]
   headers = [*(f"COCO {kind} AP" for kind in kinds), "VOC AP area, IoU 0.5", "VOC AP 11 points, IoU 0.5"]
   classes = [[name, *(_percent(metrics, f"{column}/{name}") for column in columns)] for name in names]
   means = [_percent(metrics, name) for name in (*columns[:-2], "voc/mAP_area", "voc/mAP_11pt")]
-  return summary + "\n\n" + _table(["class, %", *headers], [*classes, ["mean over classes", *means]])
+  return summary + "\n\n" + text_table(["class, %", *headers], [*classes, ["mean over classes", *means]])
 
 
 def _percent(metrics: Mapping[str, float | None], name: str) -> str:
@@ -142,7 +142,8 @@ def _percent(metrics: Mapping[str, float | None], name: str) -> str:
   return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+  """Lines of columns, the first to the left and the others to the right, under a ruled header."""
   widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
   line = lambda row: "  ".join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:]))]).rstrip()
   return "\n".join([line(header), "  ".join("-" * w for w in widths), *(line(row) for row in rows)])

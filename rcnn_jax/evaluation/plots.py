@@ -1,4 +1,7 @@
-"""The plots of a run: losses and metrics over steps, precision over recall. Each returns a matplotlib figure."""
+"""The plots of a run: losses and metrics over steps, precision over recall; and of a ladder of runs, AP over time.
+
+Each returns a matplotlib figure.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import Bbox
 
 COLOURS = ("#2563eb", "#e11d48", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#65a30d")
 INK, QUIET, GRID = "#1f2937", "#6b7280", "#e5e7eb"
@@ -51,6 +55,40 @@ def precision_recall_figure(curves: Mapping[str, Sequence[float]], kind: str) ->
   axes.set_xlim(0, 1)
   axes.set_ylim(0, 1.02)
   return _finish(figure, axes, len(curves) if few else 1)
+
+
+def trade_off_figure(points: Sequence[tuple[str, float, float]], title: str) -> Figure:
+  """Labelled points (name, seconds an image, AP50 in 0..1), joined in their order, over a logarithmic time axis."""
+  figure, axes = _axes(title, "seconds an image at test time, proposals included", "box AP50, %")
+  seconds, values = [x for _, x, _ in points], [100 * y for _, _, y in points]
+  axes.set_xscale("log")
+  axes.set_xlim(min(seconds) / 2, max(seconds) * 2)
+  axes.margins(y=0.25)
+  axes.plot(seconds, values, color=GRID, linewidth=1.5, zorder=1)
+  axes.scatter(seconds, values, s=60, c=[COLOURS[n % len(COLOURS)] for n in range(len(points))], zorder=2)
+  axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+  axes.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
+  axes.tick_params(which="minor", colors=QUIET, length=0)
+  _label(figure, axes, [name for name, _, _ in points], list(zip(seconds, values)))
+  return figure
+
+
+def _label(figure: Figure, axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
+  """Writes the name beside each point, where it covers neither a point nor a name."""
+  figure.draw_without_rendering()  # which lays the axes out: from here on places are known in pixels
+  taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(points)]
+  for name, point in zip(names, points):
+    for offset, side in (((0, 8), "center"), ((0, -17), "center"), ((9, -4), "left"), ((-9, -4), "right")):
+      text = axes.annotate(
+        name, point, offset, textcoords="offset points", ha=side, color=INK, fontsize=9, in_layout=False
+      )
+      extent = text.get_window_extent()
+      if axes.bbox.count_contains(extent.corners()) == 4 and not extent.count_overlaps(taken):
+        break
+      text.remove()
+    else:
+      text = axes.annotate(name, point, (0, 8), textcoords="offset points", ha="center", color=INK, fontsize=9)
+    taken.append(text.get_window_extent())
 
 
 def _axes(title: str, x: str, y: str):

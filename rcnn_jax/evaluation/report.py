@@ -41,6 +41,7 @@ class RunFiles:
   Attributes:
     settings: the experiment's JSON form.
     train: train rows of metrics.jsonl, by step.
+    fits: its fit rows, by step.
     evaluations: metrics by step, from metrics.jsonl and eval/STEP/metrics.json.
     keep_best: the metric by which the best evaluation is told.
   """
@@ -48,6 +49,7 @@ class RunFiles:
   workdir: pathlib.Path
   settings: dict[str, Any]
   train: list[dict]
+  fits: list[dict]
   evaluations: dict[int, dict[str, float | None]]
   keep_best: str
 
@@ -124,11 +126,26 @@ def read_run(workdir: pathlib.Path) -> RunFiles:
     if path.parent.name.isdigit():
       written = json.loads(path.read_text())
       evaluations[int(path.parent.name)] = written | evaluations.get(int(path.parent.name), {}) | written
-  train = [row for (kind, _), row in sorted(rows.items()) if kind == "train"]
+  train, fits = ([row for (of, _), row in sorted(rows.items()) if of == kind] for kind in ("train", "fit"))
   if not (settings or train or evaluations):
     raise EvaluationError(f"{workdir} holds no run: no experiment.json, metrics.jsonl or eval/STEP/metrics.json")
   keep_best = (settings.get("evaluation") or {}).get("keep_best", "bbox/AP")
-  return RunFiles(workdir, settings, train, evaluations, keep_best)
+  return RunFiles(workdir, settings, train, fits, evaluations, keep_best)
+
+
+def training_seconds(run: RunFiles) -> float:
+  """What the run's steps and fits took, in whatever sessions; compiling, evaluating and saving are not counted.
+
+  Nor is what a kill lost: the steps since the last checkpoint, and the part of a fit behind its features.
+  """
+  batch_size = run.settings["data"]["batch_size"][0]
+  steps = sorted({0, *(row["step"] for row in (*run.train, *run.fits))})
+  before = dict(zip(steps[1:], steps))
+  rated = [row for row in run.train if row.get("images_per_s")]
+  descent = sum((row["step"] - before[row["step"]]) * batch_size / row["images_per_s"] for row in rated)
+  fitted = {row["step"] for row in run.fits}  # a fit behind another one has its features
+  features = sum(row.get("features_seconds", 0.0) for row in run.fits if row["step"] - 1 not in fitted)
+  return descent + features + sum(row.get("seconds", 0.0) for row in run.fits)
 
 
 def _read_rows(path: pathlib.Path) -> dict[tuple[str, int], dict]:
@@ -226,12 +243,8 @@ def _timing(run: RunFiles) -> list[list[str]]:
   wait = [row["data_wait"] for row in run.train if row.get("data_wait") is not None]
   table = [["training, images/s (median)", f"{statistics.median(speed):.2f}"]] if speed else []
   table += [["waiting for data, share of the time (median)", f"{statistics.median(wait):.1%}"]] if wait else []
-  batch_size = (run.settings.get("data") or {}).get("batch_size")
-  if speed and batch_size:
-    starts = [0, *(row["step"] for row in run.train)]
-    images = ((row["step"] - start) * batch_size[0] for start, row in zip(starts, run.train))
-    seconds = sum(n / row["images_per_s"] for n, row in zip(images, run.train) if row.get("images_per_s"))
-    table.append(["training, seconds", f"{seconds:,.0f}"])
+  if speed and (run.settings.get("data") or {}).get("batch_size"):
+    table.append(["training, seconds", f"{training_seconds(run):,.0f}"])
   return table
 
 

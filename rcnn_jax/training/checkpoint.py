@@ -60,13 +60,26 @@ def write_experiment(workdir: str, experiment: Experiment, categories: tuple, ke
   parts = {"experiment": experiment, "categories": tuple(categories), "keypoints": keypoints}
   form = {name: to_json(part, name) for name, part in parts.items()}
   path = pathlib.Path(workdir, "experiment.json")
-  if path.exists() and (latest_step(workdir) is not None or log.rows(workdir)):
+  if _holds_training(workdir):
     _refuse_another(path, json.loads(path.read_text()), form)
   elif jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(form, indent=1) + "\n")
     partial.replace(path)
+
+
+def check_experiment(workdir: str, experiment: Experiment) -> None:
+  """Raises CheckpointError where `write_experiment` would refuse the experiment, whatever its classes; no device."""
+  if _holds_training(workdir):
+    path = pathlib.Path(workdir, "experiment.json")
+    _refuse_another(path, json.loads(path.read_text())["experiment"], to_json(experiment))
+
+
+def _holds_training(workdir: str) -> bool:
+  """Whether something has been logged or saved in the directory of an experiment."""
+  path = pathlib.Path(workdir, "experiment.json")
+  return path.exists() and (latest_step(workdir) is not None or bool(log.rows(workdir)))
 
 
 def _refuse_another(path: pathlib.Path, present: dict, asked: dict) -> None:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -25,7 +26,7 @@ from rcnn_jax.ops import boxes
 from rcnn_jax.training import optim, svm
 from rcnn_jax.types import Array, Batch, GroundTruth
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Cache:
       overlaps = rows["overlaps"][rows["pairs"]]
       yield Pairs(_mapped(self._folder, index, "pooled.npy"), rows["boxes"], overlaps, rows["targets"])
 
+  def seconds(self) -> float:
+    """What it took to compute them, in whatever sessions."""
+    return sum(float(np.load(_path(self._folder, index, "rows.npz"))["seconds"]) for index in range(self._count))
+
 
 def cache(
   folder: pathlib.Path, model: nn.Module, variables: dict, regions: Regions, say: Callable[[str], None]
@@ -85,8 +90,11 @@ def cache(
   variables = jax.device_put(variables)
   if 0 < first < regions.count:
     say(f"features: {first} of {regions.count} batches are on disk already")
+  began = time.perf_counter()
   for index, batch in zip(range(first, regions.count), regions.start(first) if first < regions.count else ()):
-    _write(folder, index, batch, jax.device_get(_look(model, variables, batch)), regions.pair_iou)
+    seen = jax.device_get(_look(model, variables, batch))
+    _write(folder, index, batch, seen, regions.pair_iou, time.perf_counter() - began)
+    began = time.perf_counter()
     if (index + 1) % max(regions.count // 10, 1) == 0 or index + 1 == regions.count:
       say(f"features: {index + 1} of {regions.count} batches")
   return Cache(folder, regions.count)
@@ -130,7 +138,9 @@ def _look(model: nn.Module, variables: dict, batch: Batch) -> dict[str, Array]:
   }
 
 
-def _write(folder: pathlib.Path, index: int, batch: Batch, seen: dict[str, np.ndarray], pair_iou: float) -> None:
+def _write(
+  folder: pathlib.Path, index: int, batch: Batch, seen: dict[str, np.ndarray], pair_iou: float, seconds: float
+) -> None:
   rows = {name: values[seen["valid"]] for name, values in seen.items()}
   pairs = np.flatnonzero((rows["truth"] == 0) & (rows["overlaps"] > pair_iou).any(-1))
   for name in ("trunk", "pooled"):
@@ -147,6 +157,7 @@ def _write(folder: pathlib.Path, index: int, batch: Batch, seen: dict[str, np.nd
     pairs=pairs,
     boxes=rows["boxes"][pairs],
     targets=rows["targets"][pairs],
+    seconds=seconds,
   )
   partial.replace(_path(folder, index, "rows.npz"))
 

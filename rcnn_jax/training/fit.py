@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import time
 from collections.abc import Callable
 
 import flax.linen as nn
@@ -27,6 +28,8 @@ def fit(
 ) -> tuple[dict, Numbers]:
   """The variables with the head's SVMs or ridge regression fitted, and what is to be logged of it.
 
+  Among the numbers are the seconds that the fit took, and features_seconds, which fits that share them share.
+
   Args:
     stage: which, and how.
     model: a Detector with an RcnnHead and external proposals.
@@ -41,13 +44,14 @@ def fit(
   if "svm" not in variables["params"]["box"]:
     raise optim.TrainingError(f"{type(stage).__name__} needs box=RcnnHead(...), not {type(model.box).__name__}")
   stored = features.cache(folder, model, variables, regions, say)
-  flat = optim.flatten(variables)
+  began, flat = time.perf_counter(), optim.flatten(variables)
   fitter = fit_svms if isinstance(stage, FitSvms) else fit_boxes
   fitted, numbers = fitter(stage, stored, model.num_classes, say)
   for path, value in fitted.items():
     assert flat[path].shape == np.shape(value), path
     flat[path] = jnp.asarray(value, jnp.float32)
-  return optim.unflatten(flat), numbers
+  times = {"seconds": time.perf_counter() - began, "features_seconds": stored.seconds()}
+  return optim.unflatten(flat), numbers | times
 
 
 def fit_svms(stage: FitSvms, stored: features.Cache, num_classes: int, say: Say) -> tuple[dict, Numbers]:
