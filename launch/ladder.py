@@ -58,12 +58,6 @@ class LadderError(RuntimeError):
   """A ladder that cannot be climbed as asked, or of which a rung failed."""
 
 
-class Stopped(Exception):
-  """The command was told to stop (SIGTERM), and so was what it was running."""
-
-  exit_status = 128 + signal.SIGTERM
-
-
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """What the flags say."""
@@ -236,10 +230,10 @@ def alone(workdir: pathlib.Path) -> Iterator[IO]:
 
 @contextlib.contextmanager
 def stopping_on_sigterm() -> Iterator[None]:
-  """Within, SIGTERM raises Stopped."""
+  """Within, SIGTERM raises loop.Stopped, upon which what is running is told to stop too."""
 
   def stop(*_) -> None:
-    raise Stopped("stopped by SIGTERM; start again to go on from there")
+    raise loop.Stopped("stopped by SIGTERM; start again to go on from there")
 
   previous = signal.signal(signal.SIGTERM, stop)
   try:
