@@ -8,6 +8,7 @@ that stream is the same in every version of numpy. Here live inputs, weights and
 from __future__ import annotations
 
 import math
+import pathlib
 import zlib
 
 import numpy as np
@@ -352,6 +353,7 @@ def detect_images() -> dict[str, np.ndarray]:
 
 
 # Photographs of COCO 2017's validation set, of 20 sizes: each four of them hold both orientations.
+PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
 COCO_IMAGES = (
   "000000000139",
   "000000000802",

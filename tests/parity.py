@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import functools
 import pathlib
+import zlib
 
 import jax
 import numpy as np
+import pytest
 from flax import traverse_util
 
+from rcnn_jax.data import images
 from rcnn_jax.models.detector import Detector, init_variables
 from rcnn_jax.weights import backbone, torchvision
 from rcnn_jax.weights.library import Library
@@ -16,12 +19,24 @@ from tests import filling
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 
+needs_photographs = pytest.mark.skipif(
+  not filling.PHOTOGRAPHS.exists(), reason="needs ../shared/data, which is not part of the project"
+)
+
 
 @functools.cache
 def recorded(name: str, peer: str = "torchvision") -> dict[str, np.ndarray]:
   """The answers of one recording by tests/record_torchvision.py or tests/record_detectron2.py, by name."""
   with np.load(FIXTURES / peer / f"{name}.npz") as answers:
     return dict(answers)
+
+
+def photographs(answers: dict[str, np.ndarray], count: int = len(filling.COCO_IMAGES)) -> dict[int, np.ndarray]:
+  """The first photographs by their number in COCO; skips the test where they are not those of the recording."""
+  read = {name: images.read(filling.PHOTOGRAPHS / f"{name}.jpg") for name in filling.COCO_IMAGES[:count]}
+  if any(zlib.crc32(image.tobytes()) != answers[f"{name}_crc32"] for name, image in read.items()):
+    pytest.skip("this JPEG decoder gives other pixels than that of the recording")
+  return {int(name): image for name, image in read.items()}
 
 
 def close(ours, theirs: np.ndarray, tolerance: float = 1e-5) -> None:

@@ -29,14 +29,12 @@ from detectron2.data import transforms
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
-from PIL import Image
 from pycocotools import mask
 
 from tests import filling
-from tests.record_torchvision_models import calibrate
+from tests.record_torchvision_models import calibrate, photographs
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "detectron2"
-PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
 
 
 def configuration(name: str, changes: dict) -> CfgNode:
@@ -83,7 +81,7 @@ def detections(name: str) -> dict:
   """Of all photographs, one by one and four by four."""
   config = configuration(name, filling.DETECTRON2)
   model = filled(config)
-  images = {name: np.asarray(Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB")) for name in filling.COCO_IMAGES}
+  images = photographs()
   inputs = [prepared(config, image) for image in images.values()]
   calibrated = name in filling.DETECTRON2_CALIBRATED
   answers = calibrate(model, model.roi_heads.box_predictor.cls_score, inputs[0]) if calibrated else {}

@@ -5,7 +5,6 @@ V/bin/python -m tests.record_torchvision_keypoints [NAME ...]
 
 from __future__ import annotations
 
-import pathlib
 import sys
 import zlib
 
@@ -17,8 +16,7 @@ from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypoi
 
 from tests import filling
 from tests.record_torchvision import channels_first, detector, main, record, tensor
-
-PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
+from tests.record_torchvision_models import photographs
 
 
 def keypoint_detector() -> KeypointRCNN:
@@ -73,10 +71,7 @@ def detected(model: KeypointRCNN, images: dict[str, np.ndarray], batch_size: int
 
 @record
 def keypoints_on_photographs() -> dict:
-  from PIL import Image
-
-  names = filling.COCO_IMAGES[:4]
-  images = {name: np.asarray(Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB")) for name in names}
+  images = {name: image for name, image in photographs().items() if name in filling.COCO_IMAGES[:4]}
   model = keypoint_detector()
   decoded = {f"{name}_crc32": np.array(zlib.crc32(image.tobytes())) for name, image in images.items()}
   return detected(model, images, 1) | detected(model, images, 4) | decoded

@@ -9,7 +9,6 @@ and detections few (filling.MODEL_LIMITS), so that the comparison runs in second
 
 from __future__ import annotations
 
-import pathlib
 import sys
 import zlib
 from unittest import mock
@@ -24,7 +23,6 @@ from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from tests import filling
 from tests.record_torchvision import channels_first, fill, save
 
-PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
 LIMITS = dict(
   min_size=filling.MODEL_LIMITS["short_side"],
   max_size=filling.MODEL_LIMITS["long_side"],
@@ -35,7 +33,9 @@ LIMITS = dict(
 
 def photographs() -> dict[str, np.ndarray]:
   """The photographs of filling.COCO_IMAGES, by name."""
-  return {name: np.asarray(Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB")) for name in filling.COCO_IMAGES}
+  return {
+    name: np.asarray(Image.open(filling.PHOTOGRAPHS / f"{name}.jpg").convert("RGB")) for name in filling.COCO_IMAGES
+  }
 
 
 def over_resnet(family: type, depth: int) -> torch.nn.Module:

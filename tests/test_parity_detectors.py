@@ -7,8 +7,6 @@ experiment is changed in here is the size of the images, of its canvases, and a 
 from __future__ import annotations
 
 import functools
-import pathlib
-import zlib
 
 import jax
 import numpy as np
@@ -16,20 +14,19 @@ import pytest
 from pycocotools import mask as rle
 
 from rcnn_jax import experiment as experiments
-from rcnn_jax.data import images, pipeline
+from rcnn_jax.data import pipeline
 from rcnn_jax.evaluation import detect
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models.detector import init_variables
 from tests import filling
-from tests.parity import filled_detector, pair_up, recorded
+from tests.parity import filled_detector, needs_photographs, pair_up, photographs, recorded
 
-PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
 K = {"maskrcnn": 90, "keypointrcnn": 1}  # classes of a kind of model
 SHORT, LONG = filling.MODEL_LIMITS["short_side"], filling.MODEL_LIMITS["long_side"]
 # torchvision pads to multiples of 32. Each four photographs hold a landscape and a portrait.
 CANVASES = {1: ((96, 160), (128, 160), (160, 128)), 4: ((160, 160),)}
 
-pytestmark = pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs ../shared/data, no part of the project")
+pytestmark = needs_photographs
 
 
 def experiment(name: str, batch_size: int) -> Experiment:
@@ -56,19 +53,10 @@ def variables(name: str) -> dict:
   return jax.device_put(filled)
 
 
-def photographs(name: str) -> dict[int, np.ndarray]:
-  """The photographs by their number in COCO."""
-  read = {int(photo): images.read(PHOTOGRAPHS / f"{photo}.jpg") for photo in filling.COCO_IMAGES}
-  for photo, image in zip(filling.COCO_IMAGES, read.values()):
-    if zlib.crc32(image.tobytes()) != recorded(name)[f"{photo}_crc32"]:
-      pytest.skip("this JPEG decoder gives other pixels than that of the recording")
-  return read
-
-
 @functools.cache
 def found(name: str, batch_size: int) -> list[dict]:
   """Results entries of all photographs; image_id is the number in COCO, category_id torchvision's label."""
-  read = photographs(name)
+  read = photographs(recorded(name))
   ids = list(read)
   groups = [ids[first : first + batch_size] for first in range(0, len(ids), batch_size)]
   setting = experiment(name, batch_size)

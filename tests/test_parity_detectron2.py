@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import functools
 import math
-import pathlib
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +16,7 @@ import pytest
 from pycocotools import mask as rle
 
 from rcnn_jax import experiment as experiments
-from rcnn_jax.data import images, pipeline, transforms
+from rcnn_jax.data import pipeline, transforms
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.evaluation import detect
 from rcnn_jax.experiment import Experiment
@@ -26,14 +24,10 @@ from rcnn_jax.models.detector import Detector, RoiSampler, blank_batch, init_var
 from rcnn_jax.types import Batch
 from rcnn_jax.weights import detectron2
 from tests import filling
-from tests.parity import filled_detector, pair_up
+from tests.parity import filled_detector, needs_photographs, pair_up, photographs
 from tests.parity import recorded as recorded_of
 
-PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
 recorded = functools.partial(recorded_of, peer="detectron2")
-needs_photographs = pytest.mark.skipif(
-  not PHOTOGRAPHS.exists(), reason="needs ../shared/data, no part of the project"
-)
 
 
 def experiment(name: str) -> Experiment:
@@ -63,15 +57,6 @@ def variables(name: str) -> dict:
   return jax.device_put(filled)
 
 
-def photographs(name: str, count: int) -> dict[int, np.ndarray]:
-  """The first photographs by their number in COCO."""
-  read = {int(photo): images.read(PHOTOGRAPHS / f"{photo}.jpg") for photo in filling.COCO_IMAGES[:count]}
-  for photo, image in zip(filling.COCO_IMAGES, read.values()):
-    if zlib.crc32(image.tobytes()) != recorded(name)[f"{photo}_crc32"]:
-      pytest.skip("this JPEG decoder gives other pixels than that of the recording")
-  return read
-
-
 def canvas(data: Data, group: list[np.ndarray], multiple: int) -> tuple[int, int]:
   """Detectron2's: that of the largest sides of a batch, to multiples of 32 where there is a pyramid."""
   sizes = [transforms.resized_size(image.shape[:2], data.resize, max(data.resize.short_side)) for image in group]
@@ -81,7 +66,7 @@ def canvas(data: Data, group: list[np.ndarray], multiple: int) -> tuple[int, int
 @functools.lru_cache(maxsize=1)
 def found(name: str, batch_size: int, count: int) -> list[dict]:
   """Results entries of the first photographs; image_id is the number in COCO, category_id the class from 1 on."""
-  read = photographs(name, count)
+  read = photographs(recorded(name), count)
   ids = list(read)
   setting = experiment(name)
   multiple = 32 if "FPN" in name else 1

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pathlib
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -18,11 +16,9 @@ from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.ops import keypoints
 from rcnn_jax.weights import torchvision
 from tests import filling
-from tests.parity import filled_detector, recorded, twins_of
+from tests.parity import filled_detector, needs_photographs, photographs, recorded, twins_of
 from tests.test_parity_models import batch_of
 from tests.test_parity_models import detector as with_masks
-
-PHOTOGRAPHS = pathlib.Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "val2017"
 
 
 def test_joints_lie_in_the_same_cells():
@@ -102,13 +98,8 @@ def test_gradients_of_the_same_samples():
     np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(theirs[1:]).max(), err_msg=name)
 
 
-def resized(name: str) -> tuple[np.ndarray, np.ndarray]:
+def resized(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
   """A photograph, resized in float32 as torchvision does, and original pixels per pixel of that: f32[4], xyxy."""
-  from PIL import Image
-
-  image = np.asarray(Image.open(PHOTOGRAPHS / f"{name}.jpg").convert("RGB"))
-  if zlib.crc32(image.tobytes()) != recorded("keypoints_on_photographs")[f"{name}_crc32"]:
-    pytest.skip("this JPEG decoder gives other pixels than that of the recording")
   rule = transforms.Resize(filling.DETECT_SIDES[:1], filling.DETECT_SIDES[1])
   size = transforms.resized_size(image.shape[:2], rule)
   ratio = np.float32(image.shape[:2]) / np.float32(size)
@@ -133,16 +124,17 @@ def detections(images: list[np.ndarray], ratios: list[np.ndarray]) -> list[np.nd
   return rows
 
 
-@pytest.mark.skipif(not PHOTOGRAPHS.exists(), reason="needs ../shared/data, which is not part of the project")
+@needs_photographs
 @pytest.mark.parametrize("batch_size", [1, 4])
 def test_keypoints_on_photographs(batch_size):
   distances, shortfalls, total = [], [], 0
-  names = filling.COCO_IMAGES[:4]
-  for first in range(0, len(names), batch_size):
-    group = names[first : first + batch_size]
-    images, ratios = zip(*map(resized, group))
+  answers = recorded("keypoints_on_photographs")
+  read = [resized(image) for image in photographs(answers, 4).values()]
+  for first in range(0, len(read), batch_size):
+    group = filling.COCO_IMAGES[first : first + batch_size]
+    images, ratios = zip(*read[first : first + batch_size])
     for name, ours in zip(group, detections(list(images), list(ratios))):
-      theirs = recorded("keypoints_on_photographs")[f"{name}_batch{batch_size}"]
+      theirs = answers[f"{name}_batch{batch_size}"]
       twins = twins_of(ours[:, :6], theirs[:, :6])
       pairs = ours[twins[twins >= 0]], theirs[twins >= 0]
       joints = [rows[:, 6 : 6 + 2 * filling.NUM_KEYPOINTS].reshape(len(rows), -1, 2) for rows in pairs]
