@@ -22,7 +22,11 @@ def define_experiment() -> None:
   """Defines --experiment, --set and --print_experiment."""
   flags.DEFINE_string("experiment", None, "Name of a file in experiments/, or the path of a .py file.", required=True)
   define_set()
-  flags.DEFINE_bool("print_experiment", False, "Print every path of the experiment with its value, and exit.")
+  flags.DEFINE_bool(
+    "print_experiment",
+    False,
+    "Print every path of the experiment with its value and the number of parameters, and exit.",
+  )
 
 
 def define_run() -> None:
@@ -42,7 +46,7 @@ def chosen_experiment() -> Experiment:
   """The experiment that the flags ask for, overrides applied. With --print_experiment, prints it and exits."""
   experiment = experiments.load(FLAGS.experiment).set(FLAGS.set)
   if FLAGS.print_experiment:
-    print(describe(experiment))
+    print(f"{describe(experiment)}\n{parameters(experiment)}")
     sys.exit(0)
   return experiment
 
@@ -79,6 +83,16 @@ def describe(experiment: Experiment) -> str:
   return "\n".join(
     f"{path} = {value if isinstance(value, experiments.ClassName) else repr(value)}" for path, value in shown.items()
   )
+
+
+def parameters(experiment: Experiment) -> str:
+  """How many parameters the model has, in a line."""
+  from rcnn_jax.models import detector
+
+  model = experiment.model
+  if model.num_classes is None or (model.keypoint is not None and model.num_keypoints is None):
+    return "parameters: as many as the data's classes ask for; --set=model.num_classes=K counts those for K"
+  return f"parameters: {detector.num_parameters(model, experiment.data.canvases[0]):,}"
 
 
 def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> None:

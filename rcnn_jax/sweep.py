@@ -28,7 +28,7 @@ class Sweep:
   """
 
   base: Experiment
-  axes: Mapping[str, tuple[Any, ...] | Mapping[str, Mapping[str, Any]]]
+  axes: Mapping[str, tuple[Any, ...] | Mapping[Any, Mapping[str, Any]]]
   seeds: tuple[int, ...] = (0,)
   trained_once: bool = False  # the axes change only what detects: the base is trained, by seed, for all settings
   metrics: tuple[str, ...] = ("bbox/AP", "bbox/AP50", "segm/AP")  # names of metrics.json, for the table

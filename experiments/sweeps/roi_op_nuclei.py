@@ -1,6 +1,6 @@
 """RoI Align against RoI max pooling, for boxes and masks together, on nuclei.  arXiv:1703.06870, table 2 (c) and (d).
 
-Published: mask AP on COCO 26.9 with RoI pooling, 30.2 with RoI Align (ResNet-50-C4, stride 16), 23.6 and 30.9 (C5,
+Published: mask AP on COCO 26.9 with RoI pooling, 30.3 with RoI Align (ResNet-50-C4, stride 16), 23.6 and 30.9 (C5,
 stride 32). Here nearly all regions are pooled at stride 4, and the median nucleus has a side of 13 pixels. Not yet
 measured here.
 

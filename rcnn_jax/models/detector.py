@@ -314,3 +314,9 @@ def init_variables(model: Detector, key: Array, canvas: tuple[int, int]) -> dict
   """Fresh variables of `model` ({'params', and 'batch_stats' where it has norms}); `canvas` only has to be legal."""
   init = jax.jit(lambda key: model.init(key, blank_batch(1, canvas), method="detect"))
   return init(key)
+
+
+def num_parameters(model: Detector, canvas: tuple[int, int]) -> int:
+  """How many numbers `params` holds; frozen batch norms have none there, all of theirs are statistics."""
+  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), canvas))
+  return sum(leaf.size for leaf in jax.tree.leaves(variables["params"]))

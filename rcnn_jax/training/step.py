@@ -42,7 +42,12 @@ class TrainState:
 
 
 def create_state(variables: dict, stage: Sgd, mesh: Mesh, step: int = 0) -> TrainState:
-  """The state at the beginning of a stage: fresh optimiser, `variables` copied onto every device.
+  """The state at the beginning of a stage, copied onto every device; raises as `first_state`."""
+  return meshes.replicate(first_state(variables, stage, step), mesh)
+
+
+def first_state(variables: dict, stage: Sgd, step: int = 0) -> TrainState:
+  """The state at the beginning of a stage: a fresh optimiser beside the variables.
 
   Raises:
     TrainingError: if the stage's rules do not fit the parameters, or the model has other collections of variables.
@@ -51,7 +56,7 @@ def create_state(variables: dict, stage: Sgd, mesh: Mesh, step: int = 0) -> Trai
   if unknown:
     raise optim.TrainingError(f"the model has variables that training does not know: {', '.join(sorted(unknown))}")
   trainable, _ = partition(variables["params"], optim.resolve(stage.rules, variables["params"]))
-  state = TrainState(
+  return TrainState(
     step=jnp.int32(step),
     params=variables["params"],
     batch_stats=variables.get("batch_stats", {}),
@@ -59,7 +64,6 @@ def create_state(variables: dict, stage: Sgd, mesh: Mesh, step: int = 0) -> Trai
     gradient_sum=jax.tree.map(jnp.zeros_like, trainable) if stage.accumulate > 1 else None,
     ema_params=variables["params"] if stage.ema is not None else None,
   )
-  return meshes.replicate(state, mesh)
 
 
 def partition(params: dict, rules: dict[str, optim.Rule]) -> tuple[dict[str, Array], dict[str, Array]]:

@@ -1,0 +1,112 @@
+"""Every experiment file: it builds, its parameters are as many as published, both of its programs can be compiled."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from launch import flags as launch_flags
+from rcnn_jax import experiment as experiments
+from rcnn_jax.data.transforms import MASK_SIDE
+from rcnn_jax.experiment import Experiment
+from rcnn_jax.models.detector import blank_batch, init_variables, num_parameters
+from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training.step import first_state, make_train_step
+from rcnn_jax.types import Batch
+
+NAMES = experiments.names()
+# By what stands in the path of the data: the number of their classes. The files may be elsewhere.
+NUM_CLASSES = {"bccd": 3, "nuclei": 1, "VOC2007": 20, "coco": 80, "mine": 2, "runs/data": 3}
+
+# Learnable parameters, statistics and frozen norms not counted.
+#
+# torchvision's are the num_params of its COCO_V1 weights (torchvision 0.29.2). It has a box regression for the
+# background, 4 * (1024 + 1) parameters, and a mask, 256 + 1, which are not here and never trained there.
+BOX, MASK = 4 * (1024 + 1), 256 + 1
+PUBLISHED = {
+  "torchvision_fasterrcnn_resnet50_fpn": 41_755_286 - BOX,
+  "torchvision_fasterrcnn_resnet50_fpn_v2": 43_712_278 - BOX,
+  "torchvision_maskrcnn_resnet50_fpn": 44_401_393 - BOX - MASK,
+  "torchvision_maskrcnn_resnet50_fpn_v2": 46_359_409 - BOX - MASK,
+  "torchvision_keypointrcnn_resnet50_fpn": 59_137_258 - BOX,
+  # Detectron2 0.6: the elements of build_model(model_zoo.get_config(...)).parameters(), all of them.
+  "detectron2_faster_rcnn_R_50_C4_3x": 33_791_644,
+  "detectron2_faster_rcnn_R_50_DC5_3x": 165_581_468,
+  "detectron2_faster_rcnn_R_50_FPN_3x": 41_699_936,
+  "detectron2_mask_rcnn_R_50_C4_3x": 35_909_612,
+  "detectron2_mask_rcnn_R_50_FPN_3x": 44_343_216,
+  "detectron2_keypoint_rcnn_R_50_FPN_3x": 59_133_158,
+  "detectron2_cascade_mask_rcnn_R_50_FPN_3x": 71_984_926,
+}
+# Those whose programs are traced within seconds; of the others, in the long tests.
+LIGHT = ["demo", "fast_rcnn_squeezenet_bccd", "rcnn_squeezenet_bccd", "sppnet_squeezenet_bccd"]
+
+
+@functools.cache
+def complete(name: str) -> Experiment:
+  """An experiment whose model has met its data, or data with as many classes."""
+  experiment = experiments.load(name)
+  if experiment.model.num_classes is not None:
+    return experiment
+  source = repr(experiment.data.train)
+  return experiment.override({"model.num_classes": next(k for part, k in NUM_CLASSES.items() if part in source)})
+
+
+def one_image(experiment: Experiment) -> Batch:
+  """A batch of one image on the first canvas, with all that the experiment loads."""
+  data = experiment.data
+  batch = blank_batch(1, data.canvases[0])
+  truth, rows = batch.truth, batch.truth.valid.shape
+  if data.load_masks:
+    truth = truth.replace(masks=jnp.zeros((*rows, MASK_SIDE, MASK_SIDE), jnp.uint8))
+  if data.load_keypoints:
+    truth = truth.replace(keypoints=jnp.zeros((*rows, experiment.model.num_keypoints, 3)))
+  proposals = None
+  if data.proposals is not None:
+    count = data.num_proposals[0]
+    proposals = jax.tree.map(lambda x: jnp.zeros((1, count, *x.shape[2:]), x.dtype), batch.proposals)
+  return batch.replace(truth=truth, proposals=proposals)
+
+
+def lowered(experiment: Experiment) -> tuple[jax.stages.Lowered, jax.stages.Lowered]:
+  """The train step of the first stage, and the detection, of shapes alone."""
+  model, stage = experiment.model, experiment.stages[0]
+  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), experiment.data.canvases[0]))
+  batch = jax.eval_shape(lambda: one_image(experiment))
+  step = make_train_step(model, stage, meshes.data_mesh(1), seed=0, num_steps=100)
+  detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
+  state = jax.eval_shape(lambda variables: first_state(variables, stage), variables)
+  return step.lower(state, batch), detect.lower(variables, batch)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_experiment_builds_with_the_published_number_of_parameters(name):
+  experiment = complete(name)
+  count = num_parameters(experiment.model, experiment.data.canvases[0])
+  assert count == PUBLISHED.get(name, count) > 0
+
+
+def test_all_published_counts_are_held_against_an_experiment():
+  assert set(PUBLISHED) <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", LIGHT)
+def test_both_programs_can_be_traced(name):
+  for program in lowered(complete(name)):
+    assert "func.func public @main" in program.as_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_both_programs_compile(name):
+  for program in lowered(complete(name)):
+    assert program.compile().memory_analysis().argument_size_in_bytes > 0
+
+
+def test_the_number_of_parameters_is_told_where_the_number_of_classes_is_known():
+  experiment = experiments.load("faster_rcnn_squeezenet_bccd")
+  assert "--set=model.num_classes=K" in launch_flags.parameters(experiment)
+  assert launch_flags.parameters(complete(experiment.name)) == "parameters: 9,539,980"
