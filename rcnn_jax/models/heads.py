@@ -21,6 +21,8 @@ from rcnn_jax.ops.losses import BoxLoss
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
 xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+# How PyTorch's layers begin, which torchvision leaves as they are; boxes are learnt faster from it.
+pytorch = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class FcTrunk(nn.Module):
@@ -28,6 +30,7 @@ class FcTrunk(nn.Module):
 
   widths: tuple[int, ...] = (1024, 1024)
   dropout: float = 0.0
+  initial: Literal["xavier", "pytorch"] = "xavier"  # weights: Detectron2's, or torchvision's
 
   @nn.compact
   def __call__(self, rois: Array, key: Array | None, valid: Array) -> Array:
@@ -35,8 +38,8 @@ class FcTrunk(nn.Module):
     del valid
     x = rois.reshape(rois.shape[0], -1)
     for i, width in enumerate(self.widths, start=6):
-      dense = nn.Dense(width, dtype=x.dtype, kernel_init=xavier, name=f"fc{i}")
-      x = nn.relu(dense(x))
+      kernel_init = xavier if self.initial == "xavier" else pytorch
+      x = nn.relu(nn.Dense(width, dtype=x.dtype, kernel_init=kernel_init, name=f"fc{i}")(x))
       if self.dropout and key is not None:
         key, now = jax.random.split(key)
         kept = jax.random.bernoulli(now, 1 - self.dropout, x.shape)
@@ -99,6 +102,7 @@ class BoxHead(nn.Module):
 
   delta_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0)
   class_agnostic: bool = False
+  initial: Literal["gaussian", "pytorch"] = "gaussian"  # weights: the paper's and Detectron2's, or torchvision's
   regression_loss: BoxLoss = "smooth_l1"  # Detectron2's BOX_REG_LOSS_TYPE
   regression_weight: float = 1.0
   smooth_l1_beta: float = 1 / 9
@@ -118,8 +122,10 @@ class BoxHead(nn.Module):
     """
     x = x.mean(axis=(1, 2)) if x.ndim == 4 else x
     groups = 1 if self.class_agnostic else num_classes
-    logits = nn.Dense(num_classes + 1, dtype=x.dtype, kernel_init=nn.initializers.normal(0.01), name="classes")(x)
-    deltas = nn.Dense(4 * groups, dtype=x.dtype, kernel_init=nn.initializers.normal(0.001), name="deltas")(x)
+    gaussians = nn.initializers.normal(0.01), nn.initializers.normal(0.001)
+    of_classes, of_deltas = gaussians if self.initial == "gaussian" else (pytorch, pytorch)
+    logits = nn.Dense(num_classes + 1, dtype=x.dtype, kernel_init=of_classes, name="classes")(x)
+    deltas = nn.Dense(4 * groups, dtype=x.dtype, kernel_init=of_deltas, name="deltas")(x)
     return logits.astype(jnp.float32), deltas.astype(jnp.float32).reshape(-1, groups, 4)
 
   def losses(
