@@ -50,8 +50,8 @@ experiment = Experiment(
     backbone=Fpn(ResNet(50, norm_epsilon=0.0)),  # as torchvision sets it for its published weights
     proposer=Rpn(),
     pool=RoiAlign(output_size=7, num_levels=4),
-    trunk=FcTrunk((1024, 1024)),
-    box=BoxHead(),
+    trunk=FcTrunk((1024, 1024), initial="pytorch"),
+    box=BoxHead(initial="pytorch"),
     num_classes=90,
   ),
   stages=(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rcnn_jax import experiment
-from rcnn_jax.models.heads import BoxHead, SoftNms, select
+from rcnn_jax.models.heads import BoxHead, FcTrunk, SoftNms, select
 from rcnn_jax.types import GroundTruth, RoiSamples
 from tests.small_detector import scene_batch, small_detector, variables
 
@@ -45,6 +45,25 @@ def test_regression_losses_are_divided_by_the_number_of_samples(kind, expected, 
   np.testing.assert_allclose(terms, 2 * expected / 3, rtol=1e-5)
   assert np.isfinite(gradient).all()
   assert not gradient[0, 2:].any()  # background and padding
+
+
+@pytest.mark.parametrize(
+  "of_trunk, of_head, stds",
+  [
+    ("xavier", "gaussian", (1 / np.sqrt(490), 0.01, 0.001)),
+    # PyTorch's layers: uniform up to 1 / sqrt(inputs), whose standard deviation is a third of sqrt(3 / inputs).
+    ("pytorch", "pytorch", (1 / np.sqrt(3 * 490), 1 / np.sqrt(3 * 64), 1 / np.sqrt(3 * 64))),
+  ],
+)
+def test_weights_begin_as_detectron2s_or_as_torchvisions(of_trunk, of_head, stds):
+  trunk, head = FcTrunk((64,), initial=of_trunk), BoxHead(initial=of_head)
+  rois = np.ones((2, 7, 7, 10), np.float32)
+  first = trunk.init(jax.random.key(0), rois, None, np.ones(2, bool))["params"]["fc6"]["kernel"]
+  rest = head.init(jax.random.key(1), np.ones((2, 64), np.float32), 20)["params"]
+  drawn = first, rest["classes"]["kernel"], rest["deltas"]["kernel"]
+  for kernel, std in zip(drawn, stds, strict=True):
+    np.testing.assert_allclose(np.std(kernel), std, rtol=0.05)
+    assert of_trunk != "pytorch" or np.abs(kernel).max() <= np.sqrt(3) * std
 
 
 def test_the_rpn_and_the_box_head_learn_by_overlap():
