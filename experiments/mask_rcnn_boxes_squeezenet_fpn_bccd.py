@@ -1,8 +1,8 @@
 """Mask R-CNN's boxes, SqueezeNet 1.1 + FPN, on BCCD: the last step of the ladder.  arXiv:1703.06870, 1612.03144.
 
 BCCD has no masks: this is Mask R-CNN without its mask head, a feature pyramid with RoI Align ("Faster R-CNN, RoI
-Align" in the paper's table 3). With masks it is mask_rcnn_squeezenet_fpn_nuclei, from which the model comes. 6
-epochs, as every step of the ladder. Not yet measured here.
+Align" in the paper's table 3), in front of the same fully connected layer as the steps before. With masks it is
+mask_rcnn_squeezenet_fpn_nuclei. 6 epochs, as every step of the ladder. Not yet measured here.
 
     python -m launch.train --experiment=mask_rcnn_boxes_squeezenet_fpn_bccd --workdir=runs/mask_boxes_bccd
 """
@@ -19,6 +19,7 @@ experiment = dataclasses.replace(
     proposer=nuclei.model.proposer.clone(
       anchor_sizes=((32.0,), (64.0,), (128.0,), (256.0,)), num_post_nms=faster.model.proposer.num_post_nms
     ),
+    trunk=faster.model.trunk,
     box=faster.model.box,
     mask=None,
   ),
