@@ -3,8 +3,7 @@
 Published (AlexNet, VOC07 mAP): softmax 50.9, SVMs 54.2, SVMs and box regression 58.5. Not yet measured here. All four
 come from one training.
 
-    python -m launch.prepare_data --proposals=fast --experiment=rcnn_squeezenet_bccd \
-      --width=250 --base_k=50 --min_side=8 --first=small
+    python -m launch.prepare_data --experiment=rcnn_squeezenet_bccd
     python -m launch.sweep --sweep=svm_ridge_bccd --workdir=runs/svm_ridge_bccd
 """
 
