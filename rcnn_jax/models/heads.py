@@ -31,20 +31,40 @@ class FcTrunk(nn.Module):
   widths: tuple[int, ...] = (1024, 1024)
   dropout: float = 0.0
   initial: Literal["xavier", "pytorch"] = "xavier"  # weights: Detectron2's, or torchvision's
+  # Of each layer that is two of this rank, None of one that is whole (Fast R-CNN, section 3.1; launch.truncate).
+  ranks: tuple[int | None, ...] | None = None
 
   @nn.compact
   def __call__(self, rois: Array, key: Array | None, valid: Array) -> Array:
     """rois: f[R, P, P, C] -> f[R, widths[-1]]; `key` draws the dropout, without one nothing is dropped."""
     del valid
     x = rois.reshape(rois.shape[0], -1)
-    for i, width in enumerate(self.widths, start=6):
-      kernel_init = xavier if self.initial == "xavier" else pytorch
-      x = nn.relu(nn.Dense(width, dtype=x.dtype, kernel_init=kernel_init, name=f"fc{i}")(x))
+    ranks = (None,) * len(self.widths) if self.ranks is None else self.ranks
+    kernel_init = xavier if self.initial == "xavier" else pytorch
+    for i, (width, rank) in enumerate(zip(self.widths, ranks, strict=True), start=6):
+      if rank is None:
+        dense = nn.Dense(width, dtype=x.dtype, kernel_init=kernel_init, name=f"fc{i}")
+      else:
+        dense = LowRankDense(width, rank, name=f"fc{i}")
+      x = nn.relu(dense(x))
       if self.dropout and key is not None:
         key, now = jax.random.split(key)
         kept = jax.random.bernoulli(now, 1 - self.dropout, x.shape)
         x = jnp.where(kept, x / (1 - self.dropout), 0)
     return x
+
+
+class LowRankDense(nn.Module):
+  """A fully connected layer whose matrix is the product of two."""
+
+  features: int
+  rank: int
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x: f[R, C] -> f[R, features]."""
+    x = nn.Dense(self.rank, use_bias=False, dtype=x.dtype, kernel_init=xavier, name="first")(x)
+    return nn.Dense(self.features, dtype=x.dtype, kernel_init=xavier, name="second")(x)
 
 
 class ConvTrunk(nn.Module):
