@@ -25,10 +25,10 @@ from rcnn_jax.models import detector
 from rcnn_jax.models.proposers import External, ProposalError
 from rcnn_jax.models.rcnn_head import RcnnHead
 from rcnn_jax.ops import random
-from rcnn_jax.training import checkpoint, features, fit, loop
+from rcnn_jax.training import checkpoint, features, fit, loop, moves
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import TrainingError
-from rcnn_jax.training.stages import FitBoxRegression
+from rcnn_jax.training.stages import CopyParameters, FitBoxRegression, ResetParameters
 
 FLAGS = flags.FLAGS
 
@@ -146,10 +146,12 @@ def batches(experiment: Experiment, source: Any, num_steps: int) -> Iterator[Any
   )
 
 
-def fitting(experiment: Experiment, source: Any, workdir: str, model: nn.Module) -> loop.Fit:
-  """The function that carries out the fits, with its features in DIR/features."""
+def fitting(experiment: Experiment, source: Any, workdir: str, model: nn.Module) -> loop.CarryOut:
+  """The function that carries out moves of parameters, and the fits, with their features in DIR/features."""
 
   def carry_out(stage: Any, variables: dict, say: Callable[[str], None]) -> tuple[dict, dict[str, float]]:
+    if isinstance(stage, (CopyParameters, ResetParameters)):
+      return moved(stage, variables, say)
     pairs = [each.min_iou for each in experiment.stages if isinstance(each, FitBoxRegression)]
     data = experiment.data
     if data.proposals is None:
@@ -166,6 +168,16 @@ def fitting(experiment: Experiment, source: Any, workdir: str, model: nn.Module)
     batches = loader.eval_batches(plain, source)
     regions = features.Regions(batches.start, len(batches), min(pairs, default=1.0))
     return fit.fit(stage, model, variables, regions, pathlib.Path(workdir, "features"), say)
+
+  def moved(stage: Any, variables: dict, say: Callable[[str], None]) -> tuple[dict, dict[str, float]]:
+    if isinstance(stage, CopyParameters):
+      variables, count = moves.copy(stage, variables)
+      say(f"{stage.target}: {count:,} parameters copied from {stage.source}")
+    else:
+      initial = initial_variables(experiment, model, None, None, pretrained=True)
+      variables, count = moves.reset(stage, variables, initial)
+      say(f"{stage.pattern}: {count:,} parameters begin anew")
+    return variables, {"parameters": count}
 
   return carry_out
 

@@ -81,10 +81,7 @@ class Experiment:
     Raises:
       ExperimentError: for a path that is not there (names the nearest ones), or a value of another type.
     """
-    changed = self
-    for path, value in changes.items():
-      changed = _replace(changed, path.split("."), value, path, self)
-    return changed
+    return override(self, changes)
 
   def set(self, assignments: typing.Iterable[str]) -> Experiment:
     """`override` from the command line's `path=value` strings; the value is read by the type of its field."""
@@ -176,6 +173,14 @@ def _replace(node: Any, keys: list[str], value: Any, path: str, root: Any, hint:
     return node[: int(key)] + (new,) + node[int(key) + 1 :]
   new = _replace(parts[key], keys[1:], value, path, root, _field_hint(type(node), key))
   return node.clone(**{key: new}) if isinstance(node, nn.Module) else dataclasses.replace(node, **{key: new})
+
+
+def override(node: Any, changes: dict[str, Any]) -> Any:
+  """`Experiment.override` for any part of an experiment, the paths counted from there."""
+  changed = node
+  for path, value in changes.items():
+    changed = _replace(changed, path.split("."), value, path, node)
+  return changed
 
 
 def _unknown_path(path: str, root: Any) -> str:

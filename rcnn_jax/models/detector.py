@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.models.cascade import Refinement, mean_logits, refined, scale_gradient
+from rcnn_jax.models.layers import normalise
 from rcnn_jax.models.pooling import Pool, pool_batch
 from rcnn_jax.ops import assign, boxes, nms, random
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
@@ -274,12 +275,7 @@ class Detector(nn.Module):
 
   def normalise(self, batch: Batch) -> Array:
     """Pixels in 0..255 to the backbone's statistics, zero beyond the image: f[B, H, W, 3] in `dtype`."""
-    mean, std = jnp.array(self.backbone.pixel_mean), jnp.array(self.backbone.pixel_std)
-    pixels = (batch.image.astype(jnp.float32) - mean) / std
-    height, width = batch.image.shape[1:3]
-    rows = jnp.arange(height)[:, None] < batch.image_size[:, 0, None, None]
-    columns = jnp.arange(width) < batch.image_size[:, 1, None, None]
-    return jnp.where((rows & columns)[..., None], pixels, 0).astype(self.dtype)
+    return normalise(batch, self.backbone, self.dtype)
 
 
 def trainable(batch: Batch) -> GroundTruth:

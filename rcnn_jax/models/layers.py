@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rcnn_jax.types import Array
+from rcnn_jax.types import Array, Batch
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -220,3 +220,13 @@ def norm(kind: str, name: str, epsilon: float = 1e-5) -> nn.Module:
     case "group":
       return GroupNorm(epsilon=epsilon, name=name)
   raise ValueError(f"norm must be 'frozen', 'batch' or 'group', not {kind!r}")
+
+
+def normalise(batch: Batch, backbone: nn.Module, dtype) -> Array:
+  """Pixels in 0..255 to the statistics of a backbone, zero beyond the image: f[B, H, W, 3]."""
+  mean, std = jnp.array(backbone.pixel_mean), jnp.array(backbone.pixel_std)
+  pixels = (batch.image.astype(jnp.float32) - mean) / std
+  height, width = batch.image.shape[1:3]
+  rows = jnp.arange(height)[:, None] < batch.image_size[:, 0, None, None]
+  columns = jnp.arange(width) < batch.image_size[:, 1, None, None]
+  return jnp.where((rows & columns)[..., None], pixels, 0).astype(dtype)

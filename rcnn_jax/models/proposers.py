@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rcnn_jax.models.layers import Conv
+from rcnn_jax.models.layers import Conv, normalise
 from rcnn_jax.ops import anchors, assign, boxes, losses, nms, random
 from rcnn_jax.ops.losses import BoxLoss
 from rcnn_jax.types import Array, Batch, Proposals
@@ -153,3 +153,31 @@ class Rpn(nn.Module):
 
     sums = jax.tree.map(jnp.sum, jax.vmap(image)(logits, deltas, batch.truth, keys, batch.valid))
     return {f"rpn_{term}": losses.divide(sums[term], sums["num_samples"]) for term in ("objectness", "box")}
+
+
+class AlternatingRpn(nn.Module):
+  """An RPN for 4-step alternating training (arXiv:1506.01497, section 3.2).
+
+  Beside the RPN on the features that it shares with the detector stand `kept_backbone` and `kept_rpn`, frozen copies
+  of what step 1 of the training has made (CopyParameters, in training/stages.py). Step 2 trains the detector, with
+  `from_kept`, on the proposals of these two, while the shared backbone begins anew. Nothing else uses them.
+  """
+
+  rpn: Rpn
+  kept_backbone: nn.Module  # like the detector's
+  from_kept: bool = False
+
+  def setup(self):
+    self.kept_rpn = self.rpn.clone(parent=None)
+
+  @property
+  def num_post_nms(self) -> tuple[int, int]:
+    """The RPN's."""
+    return self.rpn.num_post_nms
+
+  def __call__(self, features: tuple[Array, ...], strides: tuple[int, ...], batch: Batch, key: Array | None):
+    """As `Rpn`; of the kept network there are no losses."""
+    if self.from_kept or self.is_initializing():
+      kept = self.kept_backbone(normalise(batch, self.kept_backbone, features[0].dtype), False)
+      proposals, _ = self.kept_rpn(kept, strides, batch, key)
+    return (proposals, {}) if self.from_kept else self.rpn(features, strides, batch, key)

@@ -24,12 +24,12 @@ from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.checkpoint import CheckpointStore
 from rcnn_jax.training.log import Interval, RunLog, clock, progress_line, rows
 from rcnn_jax.training.optim import TrainingError, resolve
-from rcnn_jax.training.stages import Sgd, Stage, descent
+from rcnn_jax.training.stages import Fit, Sgd, Stage, descent
 from rcnn_jax.training.step import TrainState, create_state, make_train_step, partition
 
 Evaluate = Callable[[dict, int], dict[str, float | None]]  # (variables, step) -> flat metrics
 # (stage, variables, a function that is told the progress) -> (variables, numbers for the log)
-Fit = Callable[[Stage, dict, Callable[[str], None]], tuple[dict, dict[str, float]]]
+CarryOut = Callable[[Stage, dict, Callable[[str], None]], tuple[dict, dict[str, float]]]
 
 
 class Stopped(Exception):
@@ -68,7 +68,7 @@ def run(
   loader: Callable[[int], Iterator[Any]],
   *,
   evaluate: Evaluate | None = None,
-  fit: Fit | None = None,
+  fit: CarryOut | None = None,
   mesh: Mesh | None = None,
   log_every: int = 20,
 ) -> TrainState:
@@ -142,7 +142,7 @@ class _Trainer:
   store: CheckpointStore
   log: RunLog
   evaluate: Evaluate | None
-  fit: Fit | None
+  fit: CarryOut | None
   sigterm: _SigtermFlag
   log_every: int
 
@@ -153,7 +153,7 @@ class _Trainer:
   @functools.cached_property
   def _milestones(self) -> set[int]:
     """Where a fit begins or ends: the steps between which a comparison shows what it brought."""
-    fits = [span for span in self.spans if not isinstance(span.stage, Sgd)]
+    fits = [span for span in self.spans if isinstance(span.stage, Fit)]
     return {step for span in fits for step in (span.first, span.last)} - {0}
 
   def run(self, variables: dict, start: int, past_rows: list[dict]) -> TrainState:

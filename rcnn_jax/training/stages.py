@@ -1,18 +1,20 @@
-"""The stages that a training is made of, as values: gradient descent, and the fits in closed form that follow it.
+"""The stages that a training is made of, as values: gradient descent, fits in closed form, and moves of parameters.
 
-A fit takes one step of the plan. It changes the parameters of `RcnnHead` that it is named for, and no others.
+All but gradient descent take one step of the plan. A fit changes the parameters of `RcnnHead` that it is named for, a
+move those of its paths, and no others.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from rcnn_jax.training.optim import AdamW, Constant, Cosine, Momentum, Rule, StepDecay, TrainingError
 
 
 @dataclasses.dataclass(frozen=True)
 class Sgd:
-  """Gradient descent on the sum of the model's loss terms.
+  """Gradient descent on the sum of the model's loss terms, or of some of them.
 
   A step is one batch. With `accumulate` = k the parameters move at every k-th step, along the mean of k gradients;
   lengths, schedules and warm-ups stay counted in batches.
@@ -27,6 +29,8 @@ class Sgd:
   clip_norm: float | None = None  # of the whole gradient, frozen parameters not counted
   accumulate: int = 1
   ema: float | None = None  # decay of the moving average of the parameters, which is then what is evaluated
+  losses: tuple[str, ...] | None = None  # the terms that count; None: all
+  model: tuple[tuple[str, Any], ...] = ()  # (path, value): what is different in the model that this stage trains
 
   def num_steps(self, num_images: int, batch_size: int) -> int:
     """The length of the stage in batches, for a training set of `num_images`.
@@ -87,9 +91,33 @@ class FitBoxRegression:
     return 1
 
 
-Stage = Sgd | FitSvms | FitBoxRegression
+@dataclasses.dataclass(frozen=True)
+class CopyParameters:
+  """The parameters under one path take the values of those under another."""
+
+  source: str  # 'backbone'
+  target: str  # 'proposer/kept_backbone', whose parameters have the same names and shapes
+
+  def num_steps(self, num_images: int, batch_size: int) -> int:
+    """A move is one step."""
+    return 1
+
+
+@dataclasses.dataclass(frozen=True)
+class ResetParameters:
+  """Parameters go back to where the experiment begins: to the weights of its `init`, or random ones by its seed."""
+
+  pattern: str  # matched against whole paths, as a Rule's
+
+  def num_steps(self, num_images: int, batch_size: int) -> int:
+    """A move is one step."""
+    return 1
+
+
+Fit = FitSvms | FitBoxRegression
+Stage = Sgd | Fit | CopyParameters | ResetParameters
 
 
 def descent(stage: Stage) -> Sgd:
-  """The stage as gradient descent sees it: during a fit, every parameter is frozen."""
+  """The stage as gradient descent sees it: during any other, every parameter is frozen."""
   return stage if isinstance(stage, Sgd) else Sgd(steps=1, rules=(Rule(".*", frozen=True),))

@@ -15,6 +15,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh
 
+from rcnn_jax.experiment import override
 from rcnn_jax.ops import random
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import optim
@@ -85,13 +86,14 @@ def make_train_step(
   """The step of a stage, jitted once for each canvas; the state that goes in is donated.
 
   Args:
-    model: has a method `losses(batch, key) -> dict[str, f32[]]`.
+    model: has a method `losses(batch, key) -> dict[str, f32[]]`; the stage may change some of its values.
     stage: the optimiser, schedule and rules.
     mesh: the batch is divided along its 'data' axis, parameters have a copy on every device.
     seed: the random key of a step depends on this, on the number of the step and on nothing else.
     num_steps: the length of the stage, which its schedule is fitted to.
     first_step: the number of the stage's first step.
   """
+  model = override(model, dict(stage.model))
 
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(random.named(jax.random.key(seed), "train"), state.step)
@@ -119,10 +121,19 @@ def _gradients(model, stage, state, batch, key) -> tuple[dict, dict, Metrics]:
     else:
       variables |= {"batch_stats": state.batch_stats}
       terms, updated = model.apply(variables, batch, key, method="losses", mutable=["batch_stats"])
+    terms = counted(terms, stage.losses)
     return sum(terms.values()), (terms, updated.get("batch_stats", state.batch_stats))
 
   (total, (terms, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
   return gradients, batch_stats, {"loss": total} | {f"loss/{name}": term for name, term in terms.items()}
+
+
+def counted(terms: dict[str, Array], names: tuple[str, ...] | None) -> dict[str, Array]:
+  """The loss terms of these names, all of them for None; raises TrainingError for a term that the model has not."""
+  missing = [name for name in names or () if name not in terms]
+  if missing:
+    raise optim.TrainingError(f"the model has no loss {', '.join(missing)}: it has {', '.join(terms)}")
+  return terms if names is None else {name: terms[name] for name in names}
 
 
 def _update(stage: Sgd, state: TrainState, gradients: dict, lr: Array) -> TrainState:
