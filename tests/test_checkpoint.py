@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
+import shutil
 import signal
 
 import jax
@@ -142,6 +144,17 @@ def test_another_experiment_is_refused(whole):
   with pytest.raises(CheckpointError, match="categories.2.name: 'blue' there, 'violet' asked for"):
     names = (*tiny.CATEGORIES[:2], tiny.Category(11, "violet"))
     checkpoint.write_experiment(whole[0], EXPERIMENT, names)
+
+
+def test_a_run_from_before_a_value_existed_has_its_default(whole, tmp_path):
+  workdir = shutil.copytree(whole[0], tmp_path / "run")
+  form = json.loads((workdir / "experiment.json").read_text())
+  del form["experiment"]["stages"][0]["accumulate"]
+  (workdir / "experiment.json").write_text(json.dumps(form))
+  checkpoint.write_experiment(workdir, EXPERIMENT, tiny.CATEGORIES)
+  checkpoint.check_experiment(workdir, EXPERIMENT)
+  with pytest.raises(CheckpointError, match="experiment.stages.0.accumulate: 1 there, 2 asked for"):
+    checkpoint.write_experiment(workdir, EXPERIMENT.override({"stages.0.accumulate": 2}), tiny.CATEGORIES)
 
 
 def test_a_directory_without_a_step_can_be_claimed_anew(tmp_path):

@@ -61,7 +61,8 @@ def write_experiment(workdir: str, experiment: Experiment, categories: tuple, ke
   form = {name: to_json(part, name) for name, part in parts.items()}
   path = pathlib.Path(workdir, "experiment.json")
   if _holds_training(workdir):
-    _refuse_another(path, json.loads(path.read_text()), form)
+    present = {name: _complete(part) for name, part in json.loads(path.read_text()).items()}
+    _refuse_another(path, present, form)
   elif jax.process_index() == 0:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
@@ -73,13 +74,18 @@ def check_experiment(workdir: str, experiment: Experiment) -> None:
   """Raises CheckpointError where `write_experiment` would refuse the experiment, whatever its classes; no device."""
   if _holds_training(workdir):
     path = pathlib.Path(workdir, "experiment.json")
-    _refuse_another(path, json.loads(path.read_text())["experiment"], to_json(experiment))
+    _refuse_another(path, _complete(json.loads(path.read_text())["experiment"]), to_json(experiment))
 
 
 def _holds_training(workdir: str) -> bool:
   """Whether something has been logged or saved in the directory of an experiment."""
   path = pathlib.Path(workdir, "experiment.json")
   return path.exists() and (latest_step(workdir) is not None or bool(log.rows(workdir)))
+
+
+def _complete(form: Any) -> Any:
+  """A JSON form with the fields that its classes have gained since it was written, at their defaults."""
+  return to_json(from_json(form))
 
 
 def _refuse_another(path: pathlib.Path, present: dict, asked: dict) -> None:
