@@ -25,7 +25,7 @@ from absl import flags
 from launch import evaluate, train
 from launch import flags as launch_flags
 from rcnn_jax import sweep as sweeps
-from rcnn_jax.experiment import Experiment, ExperimentError, diff, to_json
+from rcnn_jax.experiment import Experiment, ExperimentError, diff, from_json, to_json
 from rcnn_jax.sweep import Sweep
 from rcnn_jax.training import checkpoint, log, loop
 from rcnn_jax.training import mesh as meshes
@@ -132,7 +132,10 @@ def result_of(folder: pathlib.Path, experiment: Experiment) -> dict[str, float |
   if not path.exists():
     return None
   result = json.loads(path.read_text())
-  return None if diff(result["experiment"], to_json(experiment)) else result["metrics"]
+  try:
+    return result["metrics"] if from_json(result["experiment"]) == experiment else None
+  except ExperimentError:  # written before its values were what they are now
+    return None
 
 
 def write_summary(sweep: Sweep, workdir: pathlib.Path) -> dict[str, Any]:

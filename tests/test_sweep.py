@@ -176,6 +176,19 @@ def test_a_trial_of_another_experiment_is_not_taken_for_finished(tmp_path):
   assert again.started == list(SWEEP.trials())
 
 
+@pytest.mark.parametrize("surplus, finished", [({}, True), ({"unheard_of": 1}, False)])
+def test_a_trial_of_an_older_version_is_finished_if_its_values_are_the_same(tmp_path, surplus, finished):
+  trials = Trials(SWEEP, tmp_path)
+  trials("dropout=0.5/seed=0")
+  path = tmp_path / "dropout=0.5/seed=0" / "trial.json"
+  form = json.loads(path.read_text())
+  # A field that was not there yet has its default; one that is there no more is of another experiment.
+  form["experiment"]["evaluation"] = {"class": "rcnn_jax.experiment:Evaluation"} | surplus
+  path.write_text(json.dumps(form))
+  metrics = command.result_of(path.parent, SWEEP.trials()["dropout=0.5/seed=0"])
+  assert metrics == ({"bbox/AP": 0.5} if finished else None)
+
+
 def test_a_stopped_trial_stops_the_sweep(tmp_path):
   trials = Trials(SWEEP, tmp_path, failing=("dropout=0.25/seed=1",), status=143)
   with pytest.raises(loop.Stopped, match="stopped in trial dropout=0.25/seed=1; start again"):
