@@ -14,13 +14,14 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 from launch import flags as launch_flags
 from rcnn_jax.data import loader
 from rcnn_jax.evaluation import report
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
-from rcnn_jax.experiment import Experiment, ExperimentError
+from rcnn_jax.experiment import Experiment, ExperimentError, override
 from rcnn_jax.models import detector
 from rcnn_jax.models.proposers import External, ProposalError
 from rcnn_jax.models.rcnn_head import RcnnHead
@@ -28,7 +29,8 @@ from rcnn_jax.ops import random
 from rcnn_jax.training import checkpoint, features, fit, loop, moves
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import TrainingError
-from rcnn_jax.training.stages import CopyParameters, FitBoxRegression, ResetParameters
+from rcnn_jax.training.stages import CopyParameters, FitBoxRegression, ResetParameters, Sgd
+from rcnn_jax.training.step import counted
 
 FLAGS = flags.FLAGS
 
@@ -77,6 +79,7 @@ def train(
   if latest is not None:  # step 0 is what import_weights wrote: to be trained from, where later steps are resumed
     init_from = f"{workdir}@0" if latest == 0 else None
   variables = initial_variables(experiment, model, init_from, skip, pretrained=latest is None)
+  check_losses(experiment, model, variables)
   loop.run(
     experiment,
     workdir,
@@ -104,6 +107,19 @@ def check_parts(experiment: Experiment) -> None:
   if isinstance(model.box, RcnnHead) and any(asked_for.values()):
     paths = " and ".join(path for path, is_set in asked_for.items() if is_set)
     raise ExperimentError(f"{paths}: needs boxes learnt by gradient (BoxHead), which RcnnHead's are not")
+
+
+def check_losses(experiment: Experiment, model: nn.Module, variables: dict) -> None:
+  """Raises TrainingError for a stage that names a loss which the model has not; computes nothing."""
+  batch = detector.blank_batch(1, experiment.data.canvases[0])
+  shape = batch.truth.valid.shape
+  masks, keypoints = jnp.zeros((*shape, 2, 2), jnp.uint8), jnp.zeros((*shape, model.num_keypoints or 0, 3))
+  batch = batch.replace(truth=batch.truth.replace(masks=masks, keypoints=keypoints))
+  for stage in experiment.stages:
+    if isinstance(stage, Sgd) and stage.losses is not None:
+      changed = override(model, dict(stage.model))
+      losses = functools.partial(changed.apply, method="losses", mutable=["batch_stats"])
+      counted(jax.eval_shape(losses, variables, batch, jax.random.key(0))[0], stage.losses)
 
 
 def check_proposals(experiment: Experiment, source: Any, eval_source: Any) -> None:

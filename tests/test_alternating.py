@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 
+from launch.train import check_losses, fitting, initial_variables
 from rcnn_jax.experiment import Checkpoints, ExperimentError, from_json, to_json
 from rcnn_jax.models.detector import init_variables
 from rcnn_jax.models.proposers import AlternatingRpn
@@ -80,6 +81,25 @@ def test_parameters_begin_anew_with_their_statistics():
     moves.reset(ResetParameters("w"), VARIABLES, initial)
 
 
+def test_a_stage_that_does_not_fit_the_model_is_told_before_the_first_begins(tmp_path):
+  good = Sgd(steps=1, losses=("size",))
+  bad = {
+    "parameters under the two paths": CopyParameters("backbone", "head"),
+    "no parameter matches": ResetParameters("bakbone/.*"),
+    "no path 'droput'": dataclasses.replace(good, model=(("droput", 0.0),)),
+    "rules that match no parameter": dataclasses.replace(good, rules=(Rule("bakbone/.*"), Rule(".*"))),
+  }
+  for message, stage in bad.items():
+    exp = tiny.experiment((good, stage))
+    with pytest.raises((TrainingError, ExperimentError), match=message):
+      loop.run(exp, str(tmp_path), tiny.model_of(exp), tiny.variables_of(exp), 48, None, mesh=ONE)
+  exp = dataclasses.replace(tiny.experiment((good,)), data=tiny.Data(canvases=(CANVAS,)))
+  model = small_detector()
+  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), CANVAS))
+  with pytest.raises(TrainingError, match="the model has no loss size: it has roi_box, roi_class, rpn_"):
+    check_losses(exp, model, variables)
+
+
 def alternating_detector(**changes):
   usual = small_detector()
   return usual.clone(proposer=AlternatingRpn(usual.proposer, SmallBackbone(), **changes))
@@ -130,21 +150,18 @@ class Loader(tiny.Loader):
     return scene_batch(self.given - 1)
 
 
-def train(workdir, stages=STAGES):
-  """The state after all stages, resumed where a checkpoint is there."""
+def train(workdir):
+  """The parameters after all stages, resumed where a checkpoint is there, and those in the beginning."""
   model = alternating_detector()
-  initial = init_variables(model, jax.random.key(0), CANVAS)
-
-  def carry_out(stage, variables, say):
-    say(str(stage))
-    if isinstance(stage, CopyParameters):
-      return moves.copy(stage, variables)[0], {}
-    return moves.reset(stage, variables, initial)[0], {}
-
   experiment = dataclasses.replace(
-    tiny.experiment(stages), data=tiny.Data(batch_size=(2, 2)), checkpoints=Checkpoints(every_steps=1, keep_last=20)
+    tiny.experiment(STAGES),
+    model=model,
+    data=tiny.Data(batch_size=(2, 2), canvases=(CANVAS,)),
+    checkpoints=Checkpoints(every_steps=1, keep_last=20),
   )
-  checkpoint.write_experiment(str(workdir), dataclasses.replace(experiment, model=model), tiny.CATEGORIES)
+  checkpoint.write_experiment(str(workdir), experiment, tiny.CATEGORIES)
+  initial = initial_variables(experiment, model, None, None, pretrained=True)
+  carry_out = fitting(experiment, None, str(workdir), model)
   loader = lambda steps: Loader(experiment.data, 0, steps)
   state = loop.run(experiment, str(workdir), model, initial, 20, loader, fit=carry_out, mesh=ONE, log_every=2)
   return flatten(jax.device_get(state.params)), flatten(jax.device_get(initial["params"]))

@@ -19,12 +19,13 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from rcnn_jax.experiment import Experiment
+from rcnn_jax.experiment import Experiment, override
 from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training import moves
 from rcnn_jax.training.checkpoint import CheckpointStore
 from rcnn_jax.training.log import Interval, RunLog, clock, progress_line, rows
 from rcnn_jax.training.optim import TrainingError, resolve
-from rcnn_jax.training.stages import Fit, Sgd, Stage, descent
+from rcnn_jax.training.stages import CopyParameters, Fit, ResetParameters, Sgd, Stage, descent
 from rcnn_jax.training.step import TrainState, create_state, make_train_step, partition
 
 Evaluate = Callable[[dict, int], dict[str, float | None]]  # (variables, step) -> flat metrics
@@ -57,6 +58,18 @@ def plan(stages: tuple[Stage, ...], num_images: int, batch_size: int) -> tuple[S
     spans.append(Span(stage, first, last))
     first = last
   return tuple(spans)
+
+
+def check(stages: tuple[Stage, ...], model: nn.Module, variables: dict) -> None:
+  """Raises TrainingError or ExperimentError where a stage does not fit the model, before the first of them begins."""
+  for stage in stages:
+    if isinstance(stage, Sgd):
+      resolve(stage.rules, variables["params"])
+      override(model, dict(stage.model))
+    elif isinstance(stage, CopyParameters):
+      moves.copy(stage, variables)
+    elif isinstance(stage, ResetParameters):
+      moves.reset(stage, variables, variables)
 
 
 def run(
@@ -98,6 +111,7 @@ def run(
   batch_size = experiment.data.batch_size[0]
   meshes.check_batch_size(batch_size, mesh)
   spans = plan(experiment.stages, num_images, batch_size)
+  check(experiment.stages, model, variables)
   with contextlib.ExitStack() as stack:
     store = CheckpointStore(
       workdir, keep_last=experiment.checkpoints.keep_last, metric=experiment.evaluation.keep_best

@@ -5,8 +5,6 @@ The running statistics of norms go with the parameters of their layers.
 
 from __future__ import annotations
 
-import jax
-
 from rcnn_jax.training import optim
 from rcnn_jax.training.stages import CopyParameters, ResetParameters
 
@@ -41,7 +39,7 @@ def reset(stage: ResetParameters, variables: dict, initial: dict) -> tuple[dict,
     paths = optim.matching(stage.pattern, flat)
     if collection == "params" and not paths:
       raise optim.TrainingError(f"{stage}: no parameter matches; they are named like {next(iter(flat))}")
-    moved[collection] = optim.unflatten(flat | {path: jax.device_get(first[path]) for path in paths})
+    moved[collection] = optim.unflatten(flat | {path: first[path] for path in paths})
     count += sum(flat[path].size for path in paths) if collection == "params" else 0
   return moved, count
 
