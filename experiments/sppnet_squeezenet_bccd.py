@@ -2,11 +2,10 @@
 
 The convolutions run once an image, the pyramid of 50 cells is fine-tuned behind them, then SVMs and ridge regression
 are fitted (pairs from IoU 0.5). Data and proposals are those of fast_rcnn_squeezenet_bccd. Unlike the paper, which
-leaves all convolutions as ImageNet made them, fire8 and fire9 are fine-tuned with the pyramid: blood cells are far
-from ImageNet, and with all of them frozen AP50 stayed low. That this is what SPPnet lacks is a finding of the paper
-after it (Fast R-CNN, section 4.5). Also unlike it, so that two CPU cores do it: one scale, 500 to 600 proposals, one
-fully connected layer of 256, a box regression from at most 4,000 pairs a class. SVMs have the squared hinge. Not yet
-measured here.
+leaves all convolutions as ImageNet made them, fire8 and fire9 are fine-tuned with the pyramid: that they stay as they
+are is what holds SPPnet back, as the paper after it finds (Fast R-CNN, section 4.5). Also unlike it, so that two CPU
+cores do it: one scale, 500 to 600 proposals, one fully connected layer of 256, a box regression from at most 4,000
+pairs a class. SVMs have the squared hinge. Not yet measured here.
 
     python -m launch.prepare_data --experiment=sppnet_squeezenet_bccd
     python -m launch.train --experiment=sppnet_squeezenet_bccd --workdir=runs/sppnet_bccd
