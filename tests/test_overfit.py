@@ -5,21 +5,25 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
-import flax.linen as nn
 import pytest
 
+from launch import flags as launch_flags
+from launch.evaluate import evaluate_run
 from launch.train import train
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.transforms import Resize
-from rcnn_jax.experiment import BackboneWeights, Checkpoints, Experiment
+from rcnn_jax.experiment import BackboneWeights, Checkpoints, Evaluation, Experiment
 from rcnn_jax.models.backbones.fpn import Fpn
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
+from rcnn_jax.models.cascade import THREE_STAGES
 from rcnn_jax.models.detector import Detector, RoiSampler
-from rcnn_jax.models.heads import BoxHead, FcTrunk, KeypointHead
+from rcnn_jax.models.heads import BoxHead, ConvTrunk, FcTrunk, KeypointHead, MaskHead, SoftNms
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.models.proposers import Rpn
+from rcnn_jax.training import checkpoint
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import AdamW, Cosine
 from rcnn_jax.training.stages import Sgd
@@ -48,33 +52,39 @@ def first_images(folder: pathlib.Path, kind: str, count: int, clear: Callable[[d
   return CocoFolder(str(COCO / "val2017"), str(path))
 
 
-def metrics_after(source: CocoFolder, workdir: pathlib.Path, steps: int, **parts: nn.Module) -> dict:
-  """The metrics of a small detector, with the given heads, on the images that it was trained on."""
+DETECTOR = Detector(
+  backbone=Fpn(SqueezeNet(levels=(3, 5, 9)), channels=128),
+  proposer=Rpn(
+    anchor_sizes=((16.0, 32.0), (64.0, 96.0), (128.0, 192.0), (256.0, 320.0)),
+    num_pre_nms=(500, 500),
+    num_post_nms=(300, 200),
+  ),
+  pool=RoiAlign(num_levels=3),
+  sampler=RoiSampler(num_samples=64),
+  trunk=FcTrunk((256,)),
+  box=BoxHead(),
+)
+
+
+def learn(
+  source: CocoFolder, workdir: pathlib.Path, model: Detector, steps: int, side: int = 320, peak: float = 5e-4
+) -> dict:
+  """The metrics of a detector on the images that it was trained on."""
   experiment = Experiment(
     name="overfit",
     data=Data(
       train=source,
       eval=source,
-      resize=Resize(short_side=(320,), long_side=320),
-      canvases=((320, 320),),
+      resize=Resize(short_side=(side,), long_side=side),
+      canvases=((side, side),),
       augmentations=(),
       batch_size=(4, 4),
-      load_keypoints="keypoint" in parts,
+      load_masks=model.mask is not None,
+      load_keypoints=model.keypoint is not None,
     ),
-    model=Detector(
-      backbone=Fpn(SqueezeNet(levels=(3, 5, 9)), channels=128),
-      proposer=Rpn(
-        anchor_sizes=((16.0, 32.0), (64.0, 96.0), (128.0, 192.0), (256.0, 320.0)),
-        num_pre_nms=(500, 500),
-        num_post_nms=(300, 200),
-      ),
-      pool=RoiAlign(num_levels=3),
-      sampler=RoiSampler(num_samples=64),
-      trunk=FcTrunk((256,)),
-      box=BoxHead(),
-      **parts,
-    ),
-    stages=(Sgd(steps=steps, optimizer=AdamW(), schedule=Cosine(5e-4, warmup_steps=20), clip_norm=10.0),),
+    model=model,
+    stages=(Sgd(steps=steps, optimizer=AdamW(), schedule=Cosine(peak, warmup_steps=20), clip_norm=10.0),),
+    evaluation=Evaluation(pictures=0),
     checkpoints=Checkpoints(every_steps=1000),
     init=BackboneWeights(str(SHARED / "weights" / "squeezenet1_1_imagenet.safetensors")),
   )
@@ -84,14 +94,68 @@ def metrics_after(source: CocoFolder, workdir: pathlib.Path, steps: int, **parts
 
 def test_eight_coco_images_are_learnt_by_heart(tmp_path):
   source = first_images(tmp_path, "instances", 8, lambda one: min(one["bbox"][2:]) >= 32)
-  metrics = metrics_after(source, tmp_path / "run", 300)
+  metrics = learn(source, tmp_path / "run", DETECTOR, 300)
   assert metrics["bbox/AP"] >= 0.90, metrics
+
+
+# A detector that learns large objects in a minute, for the parts of later papers.
+SMALL = DETECTOR.clone(
+  backbone=Fpn(SqueezeNet(levels=(5, 9)), channels=64),
+  proposer=Rpn(
+    anchor_sizes=((32.0, 48.0), (64.0, 96.0), (128.0, 192.0)), num_pre_nms=(200, 200), num_post_nms=(100, 100)
+  ),
+  pool=RoiAlign(num_levels=2),
+  sampler=RoiSampler(num_samples=32),
+)
+
+
+def learn_large_objects(folder: pathlib.Path, **parts: Any) -> dict:
+  """The metrics of the small detector with some parts exchanged, on the eight images that it was trained on."""
+  source = first_images(folder, "instances", 8, lambda one: min(one["bbox"][2:]) >= 96)
+  return learn(source, folder / "run", SMALL.clone(**parts), 150, side=192, peak=1e-3)
+
+
+def small_trunk(norm: str) -> ConvTrunk:
+  return ConvTrunk(num_convs=2, channels=64, widths=(256,), norm=norm)
+
+
+def test_a_cascade_with_masks_group_norm_and_giou(tmp_path):
+  metrics = learn_large_objects(
+    tmp_path,
+    cascade=THREE_STAGES,
+    trunk=small_trunk("group"),
+    box=BoxHead(class_agnostic=True, regression_loss="giou"),
+    mask=MaskHead(pool=RoiAlign(output_size=14, num_levels=2), num_convs=2, channels=64),
+  )
+  assert metrics["bbox/AP"] >= 0.85, metrics
+  assert metrics["segm/AP"] >= 0.70, metrics  # a pixel of the canvas is three of the image
+
+
+def test_a_cascade_without_masks(tmp_path):
+  metrics = learn_large_objects(tmp_path, cascade=THREE_STAGES, box=BoxHead(class_agnostic=True))
+  assert metrics["bbox/AP"] >= 0.85, metrics
+
+
+def test_synchronised_batch_norm_with_ciou(tmp_path):
+  metrics = learn_large_objects(tmp_path, trunk=small_trunk("batch"), box=BoxHead(regression_loss="ciou"))
+  assert metrics["bbox/AP"] >= 0.85, metrics
+
+
+def test_hard_examples_with_diou_and_then_soft_nms(tmp_path):
+  metrics = learn_large_objects(
+    tmp_path, sampler=RoiSampler(num_samples=32, hard_nms_iou=0.7), box=BoxHead(regression_loss="diou")
+  )
+  assert metrics["bbox/AP"] >= 0.85, metrics
+  run = checkpoint.load_run(str(tmp_path / "run"))
+  softly = launch_flags.with_experiment(run, run.experiment.override({"model.box.soft_nms": SoftNms()}))
+  metrics = evaluate_run(softly, tmp_path / "soft")
+  assert metrics["bbox/AP"] >= 0.85, metrics
 
 
 def test_the_joints_of_the_people_in_four_coco_images_are_learnt_by_heart(tmp_path):
-  clear = lambda one: min(one["bbox"][2:]) >= 32 and one["num_keypoints"] >= 10
+  clear = lambda one: min(one["bbox"][2:]) >= 64 and one["num_keypoints"] >= 10
   source = first_images(tmp_path, "person_keypoints", 4, clear)
-  head = KeypointHead(pool=RoiAlign(output_size=14, num_levels=3), num_convs=4, channels=128)
-  metrics = metrics_after(source, tmp_path / "run", 300, keypoint=head)
-  assert metrics["bbox/AP"] >= 0.90, metrics
+  head = KeypointHead(pool=RoiAlign(output_size=14, num_levels=2), num_convs=2, channels=64)
+  metrics = learn(source, tmp_path / "run", SMALL.clone(keypoint=head), 150, side=192, peak=1e-3)
+  assert metrics["bbox/AP"] >= 0.85, metrics
   assert metrics["keypoints/AP"] >= 0.85, metrics
