@@ -109,10 +109,10 @@ SMALL = DETECTOR.clone(
 )
 
 
-def learn_large_objects(folder: pathlib.Path, **parts: Any) -> dict:
+def learn_large_objects(folder: pathlib.Path, steps: int = 150, **parts: Any) -> dict:
   """The metrics of the small detector with some parts exchanged, on the eight images that it was trained on."""
   source = first_images(folder, "instances", 8, lambda one: min(one["bbox"][2:]) >= 96)
-  return learn(source, folder / "run", SMALL.clone(**parts), 150, side=192, peak=1e-3)
+  return learn(source, folder / "run", SMALL.clone(**parts), steps, side=192, peak=1e-3)
 
 
 def small_trunk(norm: str) -> ConvTrunk:
@@ -137,7 +137,8 @@ def test_a_cascade_without_masks(tmp_path):
 
 
 def test_synchronised_batch_norm_with_ciou(tmp_path):
-  metrics = learn_large_objects(tmp_path, trunk=small_trunk("batch"), box=BoxHead(regression_loss="ciou"))
+  # After 150 steps its losses still fall fast, and AP is 0.71.
+  metrics = learn_large_objects(tmp_path, 300, trunk=small_trunk("batch"), box=BoxHead(regression_loss="ciou"))
   assert metrics["bbox/AP"] >= 0.85, metrics
 
 
