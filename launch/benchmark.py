@@ -17,7 +17,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -30,6 +31,9 @@ from rcnn_jax.models.detector import blank_batch, init_variables
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import step as steps
 from rcnn_jax.types import Batch, Proposals
+
+if TYPE_CHECKING:
+  from rcnn_jax.training.checkpoint import Run
 
 FLAGS = flags.FLAGS
 NUM_KEYPOINTS = 17  # COCO's, where the experiment leaves them to its data
@@ -109,6 +113,22 @@ def prepare_detect(experiment: Experiment, batch: Batch) -> tuple[Callable[[], f
     return time.perf_counter() - began
 
   return repeat, told
+
+
+def detection(run: Run, batches: Sequence[Batch]) -> Callable[[], float]:
+  """A function that detects in all batches, one after another, and returns the mean seconds of an image."""
+  model = run.experiment.model.met_with(run.categories, run.keypoints)
+  detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
+  num_images = sum(int(batch.valid.sum()) for batch in batches)
+  variables, batches = jax.device_put((run.variables, [batch.replace(truth=None) for batch in batches]))
+
+  def repeat() -> float:
+    began = time.perf_counter()
+    for batch in batches:
+      jax.block_until_ready(detect(variables, batch))
+    return (time.perf_counter() - began) / num_images
+
+  return repeat
 
 
 def prepared_model(experiment: Experiment):

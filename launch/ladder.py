@@ -21,7 +21,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any
@@ -294,23 +293,12 @@ def timed(climbs: list[Climb], settings: Settings) -> dict[str, list[float]]:
 
 
 def detection(climb: Climb, num_images: int) -> Callable[[], float]:
-  """A function that detects in the chosen test images, one at a time, and returns the mean seconds of an image."""
+  """A function that detects in some test images, one at a time, and returns the mean seconds of an image."""
   run = checkpoint.load_run(climb.workdir, "latest")
-  model = run.experiment.model.met_with(run.categories, run.keypoints)
   data = dataclasses.replace(run.experiment.data, load_masks=False, load_keypoints=False)
   batches = loader.eval_batches(data, climb.source, batch_size=1)
   places = np.unique(np.linspace(0, len(batches) - 1, num_images).round().astype(int))
-  images = [next(batches.start(int(place))).replace(truth=None) for place in places]
-  variables, images = jax.device_put((run.variables, images))
-  detect = jax.jit(lambda variables, image: model.apply(variables, image, method="detect"))
-
-  def repeat() -> float:
-    began = time.perf_counter()
-    for image in images:
-      jax.block_until_ready(detect(variables, image))
-    return (time.perf_counter() - began) / len(images)
-
-  return repeat
+  return benchmark.detection(run, [next(batches.start(int(place))) for place in places])
 
 
 def described(climb: Climb, seconds: list[float]) -> Rung:

@@ -15,8 +15,6 @@ import json
 import pathlib
 import shutil
 import statistics
-import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -77,24 +75,7 @@ def timed(runs: dict[str, Run], num_batches: int, repeats: int) -> dict[str, lis
   data = next(iter(runs.values())).experiment.data
   bare = dataclasses.replace(data, load_masks=False, load_keypoints=False, max_objects=None)
   batches = list(itertools.islice(loader.eval_batches(bare, data.eval.open()), num_batches))
-  batches = jax.device_put([batch.replace(truth=None) for batch in batches])
-  num_images = sum(int(batch.valid.sum()) for batch in batches)
-  seconds = benchmark.alternate({name: detection(run, batches) for name, run in runs.items()}, repeats)
-  return {name: [each / num_images for each in taken] for name, taken in seconds.items()}
-
-
-def detection(run: Run, batches: Sequence[Any]) -> Callable[[], float]:
-  """A function that detects in all batches and gives the seconds that it took."""
-  model = run.experiment.model.met_with(run.categories, run.keypoints)
-  detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
-  variables = jax.device_put(run.variables)
-
-  def repeat() -> float:
-    began = time.perf_counter()
-    jax.block_until_ready([detect(variables, batch) for batch in batches])
-    return time.perf_counter() - began
-
-  return repeat
+  return benchmark.alternate({name: benchmark.detection(run, batches) for name, run in runs.items()}, repeats)
 
 
 def row(run: Run, metrics: dict[str, float | None], seconds: list[float]) -> dict[str, Any]:
