@@ -157,6 +157,6 @@ def test_the_joints_of_the_people_in_four_coco_images_are_learnt_by_heart(tmp_pa
   clear = lambda one: min(one["bbox"][2:]) >= 64 and one["num_keypoints"] >= 10
   source = first_images(tmp_path, "person_keypoints", 4, clear)
   head = KeypointHead(pool=RoiAlign(output_size=14, num_levels=2), num_convs=2, channels=64)
-  metrics = learn(source, tmp_path / "run", SMALL.clone(keypoint=head), 150, side=192, peak=1e-3)
+  metrics = learn(source, tmp_path / "run", SMALL.clone(keypoint=head), 300, side=192, peak=1e-3)
   assert metrics["bbox/AP"] >= 0.85, metrics
   assert metrics["keypoints/AP"] >= 0.85, metrics
