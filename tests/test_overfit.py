@@ -109,10 +109,10 @@ SMALL = DETECTOR.clone(
 )
 
 
-def learn_large_objects(folder: pathlib.Path, steps: int = 150, **parts: Any) -> dict:
+def learn_large_objects(folder: pathlib.Path, steps: int = 150, side: int = 192, **parts: Any) -> dict:
   """The metrics of the small detector with some parts exchanged, on the eight images that it was trained on."""
   source = first_images(folder, "instances", 8, lambda one: min(one["bbox"][2:]) >= 96)
-  return learn(source, folder / "run", SMALL.clone(**parts), steps, side=192, peak=1e-3)
+  return learn(source, folder / "run", SMALL.clone(**parts), steps, side=side, peak=1e-3)
 
 
 def small_trunk(norm: str) -> ConvTrunk:
@@ -122,13 +122,15 @@ def small_trunk(norm: str) -> ConvTrunk:
 def test_a_cascade_with_masks_group_norm_and_giou(tmp_path):
   metrics = learn_large_objects(
     tmp_path,
+    steps=300,
+    side=320,  # of 640: at 192 masks are too coarse, their AP 0.77
     cascade=THREE_STAGES,
     trunk=small_trunk("group"),
     box=BoxHead(class_agnostic=True, regression_loss="giou"),
     mask=MaskHead(pool=RoiAlign(output_size=14, num_levels=2), num_convs=2, channels=64),
   )
   assert metrics["bbox/AP"] >= 0.85, metrics
-  assert metrics["segm/AP"] >= 0.70, metrics  # a pixel of the canvas is three of the image
+  assert metrics["segm/AP"] >= 0.85, metrics
 
 
 def test_a_cascade_without_masks(tmp_path):
