@@ -15,34 +15,18 @@ name yet: until then, one folder in VOC's layout that holds both (--set=data.tra
     python -m launch.train --experiment=faster_rcnn_vgg16_voc07 --workdir=runs/faster_voc07
 """
 
-from rcnn_jax.data.pipeline import Data
-from rcnn_jax.data.transforms import HorizontalFlip, Resize
-from rcnn_jax.data.voc import VocFolder
-from rcnn_jax.experiment import BackboneWeights, Checkpoints, Evaluation, Experiment
-from rcnn_jax.models.backbones.vgg import Vgg16
-from rcnn_jax.models.detector import Detector, RoiSampler
-from rcnn_jax.models.heads import BoxHead, FcTrunk
-from rcnn_jax.models.pooling import RoiMaxPool
+import dataclasses
+
+from experiments.fast_rcnn_vgg16_voc07 import experiment as fast
+from rcnn_jax.models.detector import RoiSampler
 from rcnn_jax.models.proposers import Rpn
-from rcnn_jax.training.optim import Rule, StepDecay
-from rcnn_jax.training.stages import Sgd
+from rcnn_jax.training.optim import StepDecay
 
-VOC = "data/VOCdevkit/VOC2007"
-WEIGHTS = "weights/vgg16_imagenet.safetensors"  # torchvision's
-
-experiment = Experiment(
+experiment = dataclasses.replace(
+  fast,
   name="faster_rcnn_vgg16_voc07",
-  data=Data(
-    train=VocFolder(VOC, "trainval"),
-    eval=VocFolder(VOC, "test"),
-    resize=Resize(short_side=(600,), long_side=1000),
-    canvases=((608, 1008), (1008, 608)),
-    augmentations=(HorizontalFlip(0.5),),
-    batch_size=(1, 1),
-    workers=4,
-  ),
-  model=Detector(
-    backbone=Vgg16(),
+  data=dataclasses.replace(fast.data, batch_size=(1, 1), proposals=None),
+  model=fast.model.clone(
     proposer=Rpn(
       anchor_sizes=((128.0, 256.0, 512.0),),
       channels=512,
@@ -50,24 +34,7 @@ experiment = Experiment(
       num_post_nms=(2000, 300),
       min_size=16.0,
     ),
-    pool=RoiMaxPool(output_size=7),
     sampler=RoiSampler(num_samples=128),
-    trunk=FcTrunk((4096, 4096), dropout=0.5),
-    box=BoxHead(smooth_l1_beta=1.0, nms_iou=0.3),
   ),
-  stages=(
-    Sgd(
-      steps=70_000,
-      schedule=StepDecay(0.001, milestones=(50_000,)),
-      weight_decay=0.0005,
-      rules=(
-        Rule("backbone/conv[12]_.*", frozen=True),
-        Rule(".*/bias", lr=2.0, weight_decay=0.0),
-        Rule(".*"),
-      ),
-    ),
-  ),
-  evaluation=Evaluation(every_steps=10_000, keep_best="voc/mAP_11pt"),
-  checkpoints=Checkpoints(every_steps=2500),
-  init=BackboneWeights(WEIGHTS),
+  stages=(dataclasses.replace(fast.stages[0], steps=70_000, schedule=StepDecay(0.001, milestones=(50_000,))),),
 )
