@@ -31,6 +31,7 @@ from absl import flags
 
 from launch import benchmark
 from launch import flags as launch_flags
+from launch.results import write_json
 from rcnn_jax import experiment as experiments
 from rcnn_jax.data import loader
 from rcnn_jax.data.source import Source
@@ -252,9 +253,7 @@ def write(climbs: list[Climb], settings: Settings) -> None:
   rungs = [described(climb, timing["seconds"][climb.experiment.name]) for climb in climbs]
   text = "\n".join([ladder.table(rungs), "", *ladder.comparisons(rungs), *circumstances(timing)])
   written = {"rungs": [ladder.as_json(rung) for rung in rungs], "proposals": settings_of(climbs), "timing": timing}
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(written, indent=1) + "\n")
-  partial.replace(path)
+  write_json(path, written)
   (workdir / "table.txt").write_text(text + "\n")
   points = [(rung.label, rung.seconds, rung.metrics["AP50"] or 0.0) for rung in rungs]
   plots.trade_off_figure(points, "What each generation brought").savefig(workdir / "ladder.png")

@@ -24,6 +24,7 @@ from absl import flags
 
 from launch import evaluate, train
 from launch import flags as launch_flags
+from launch.results import write_json
 from rcnn_jax import sweep as sweeps
 from rcnn_jax.experiment import Experiment, ExperimentError, diff, from_json, to_json
 from rcnn_jax.sweep import Sweep
@@ -145,14 +146,6 @@ def write_summary(sweep: Sweep, workdir: pathlib.Path) -> dict[str, Any]:
   summary = sweep.summary(finished)
   write_json(workdir / "sweep.json", {"settings": summary, "trials": finished})
   return summary
-
-
-def write_json(path: pathlib.Path, form: Any) -> None:
-  """Whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(form, indent=1) + "\n")
-  partial.replace(path)
 
 
 def outlook(sweep: Sweep, workdir: pathlib.Path) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import shutil
 import statistics
@@ -22,6 +21,7 @@ from absl import flags
 
 from launch import benchmark, evaluate, import_weights
 from launch import flags as launch_flags
+from launch.results import write_json
 from rcnn_jax.data import loader
 from rcnn_jax.training.checkpoint import Run
 from rcnn_jax.weights import truncation
@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
   metrics = {name: evaluate.evaluate_run(one, folder / name / "eval" / "0") for name, one in runs.items()}
   seconds = timed(runs, FLAGS.batches, FLAGS.repeats)
   rows = {name: row(one, metrics[name], seconds[name]) for name, one in runs.items()}
-  (folder / "table.json").write_text(json.dumps(rows, indent=1) + "\n")
+  write_json(folder / "table.json", rows)
   (folder / "table.txt").write_text(table(rows) + "\n")
   print(f"\n{table(rows)}\nwritten to {folder}")
 
