@@ -11,25 +11,19 @@ has changed, timed again. A rung that fails is reported, the others go on.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
 import json
-import os
 import pathlib
-import signal
 import statistics
-import subprocess
-import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import IO, Any
 
 import jax
 import numpy as np
 from absl import flags
 
-from launch import benchmark
+from launch import apart, benchmark
 from launch import flags as launch_flags
 from launch.results import write_json
 from rcnn_jax import experiment as experiments
@@ -142,6 +136,8 @@ def make(settings: Settings) -> None:
 
   Raises:
     LadderError: for a folder that cannot hold it, and at the end for rungs that failed.
+    BusyError: another process is at work on this ladder.
+    Stopped: upon SIGTERM, what was trained until then being saved.
   """
   if (settings.workdir / "experiment.json").exists():
     raise LadderError(f"{settings.workdir} is the directory of a run, not of a ladder: name another --workdir")
@@ -149,7 +145,7 @@ def make(settings: Settings) -> None:
   names = [each.experiment.name for each in climbs]
   if not climbs or len(set(names)) < len(names):
     raise LadderError(f"--rungs must name experiments, each once, not {', '.join(names) or 'none'}")
-  with alone(settings.workdir) as lock, stopping_on_sigterm():
+  with apart.alone(settings.workdir) as lock:
     failures = {each.experiment.name: reason for each in climbs if (reason := carried_out(each, lock))}
     finished = [each for each in climbs if each.experiment.name not in failures]
     if finished:
@@ -190,56 +186,9 @@ def carried_out(climb: Climb, lock: IO) -> str | None:
 
 
 def failure(climb: Climb, lock: IO, command: str, *options: str) -> str | None:
-  """Runs one of the commands for a rung, its output shown as it comes; returns its last line where it failed.
-
-  The process shares the lock on the ladder, so that none begins beside it should this one be killed.
-  """
-  words = [sys.executable, "-m", f"launch.{command}", *climb.options, *options]
-  process = subprocess.Popen(
-    words,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.STDOUT,
-    env=os.environ | {"PYTHONUNBUFFERED": "1"},
-    pass_fds=(lock.fileno(),),
-  )
-  said = b""
-  try:
-    while chunk := os.read(process.stdout.fileno(), 65536):
-      sys.stdout.buffer.write(chunk)
-      sys.stdout.buffer.flush()
-      said = (said + chunk)[-65536:]
-    status = process.wait()
-  finally:
-    process.terminate()  # a training saves what it has
-    process.communicate()
-  lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
-  return None if status == 0 else f"launch.{command} ended with {status}: {lines[-1] if lines else 'no word'}"
-
-
-@contextlib.contextmanager
-def alone(workdir: pathlib.Path) -> Iterator[IO]:
-  """The ladder's lock, which a process that climbs it holds. Raises LadderError where another one does."""
-  workdir.mkdir(parents=True, exist_ok=True)
-  with open(workdir / "lock", "w") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise LadderError(f"{workdir}: another process is at work on this ladder") from error
-    yield file
-
-
-@contextlib.contextmanager
-def stopping_on_sigterm() -> Iterator[None]:
-  """Within, SIGTERM raises loop.Stopped, upon which what is running is told to stop too."""
-
-  def stop(*_) -> None:
-    raise loop.Stopped("stopped by SIGTERM; start again to go on from there")
-
-  previous = signal.signal(signal.SIGTERM, stop)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, previous)
+  """Runs one of the commands for a rung; returns its last line where it failed."""
+  status, last = apart.run(lock, command, *climb.options, *options)
+  return None if status == 0 else f"launch.{command} ended with {status}: {last}"
 
 
 # ---------------------------------------------------------------------------------------------- timing, writing

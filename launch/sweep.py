@@ -10,19 +10,17 @@ finished run of the same experiment, linked there, is taken for it.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
+from typing import IO, Any
 
 from absl import flags
 
-from launch import evaluate, train
+from launch import apart, evaluate, train
 from launch import flags as launch_flags
 from launch.results import write_json
 from rcnn_jax import sweep as sweeps
@@ -60,7 +58,8 @@ def main(argv: list[str]) -> None:
   elif FLAGS.trial:
     run_one(sweep, workdir, FLAGS.trial)
   else:
-    run_all(sweep, workdir, run_apart)
+    with apart.alone(workdir) as lock:
+      run_all(sweep, workdir, functools.partial(run_apart, lock))
 
 
 def run_all(sweep: Sweep, workdir: pathlib.Path, start: Callable[[str], int]) -> None:
@@ -91,22 +90,11 @@ def run_all(sweep: Sweep, workdir: pathlib.Path, start: Callable[[str], int]) ->
     raise SweepError(f"{len(failed)} of {len(runs)} failed: {', '.join(failed)}; start again to run these alone")
 
 
-def run_apart(name: str) -> int:
-  """The exit status of this command run for one trial; what tells this process to stop tells that one."""
-  command = [sys.executable, "-m", "launch.sweep", f"--sweep={FLAGS.sweep}", f"--workdir={FLAGS.workdir}"]
-  child = subprocess.Popen([*command, f"--trial={name}", *(f"--set={change}" for change in FLAGS.set)])
-  with passed_on(signal.SIGTERM, child):
-    return child.wait()
-
-
-@contextlib.contextmanager
-def passed_on(number: signal.Signals, child: subprocess.Popen) -> Iterator[None]:
-  """A signal to this process goes to the child instead."""
-  previous = signal.signal(number, lambda *_: child.send_signal(number))
-  try:
-    yield
-  finally:
-    signal.signal(number, previous)
+def run_apart(lock: IO, name: str) -> int:
+  """The exit status of this command run for one trial."""
+  changes = (f"--set={change}" for change in FLAGS.set)
+  options = (f"--sweep={FLAGS.sweep}", f"--workdir={FLAGS.workdir}", f"--trial={name}", *changes)
+  return apart.run(lock, "sweep", *options)[0]
 
 
 def run_one(sweep: Sweep, workdir: pathlib.Path, name: str) -> None:

@@ -23,6 +23,7 @@ from launch import benchmark, evaluate, import_weights
 from launch import flags as launch_flags
 from launch.results import write_json
 from rcnn_jax.data import loader
+from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.training.checkpoint import Run
 from rcnn_jax.weights import truncation
 from rcnn_jax.weights.errors import WeightsError
@@ -89,12 +90,13 @@ def row(run: Run, metrics: dict[str, float | None], seconds: list[float]) -> dic
 def table(rows: dict[str, dict[str, Any]]) -> str:
   """The rows for people, one a choice of ranks."""
   metrics = [name for name in METRICS if name in rows["whole"]]
-  lines = [f"{'ranks':<14}{'parameters':>13}" + "".join(f"{name:>14}" for name in metrics) + "   s an image (range)"]
+  header = ["ranks", "parameters", *metrics, "s an image", "least", "most"]
+  lines = []
   for name, found in rows.items():
-    numbers = "".join("             -" if found[m] is None else f"{found[m]:14.4f}" for m in metrics)
-    times = f"{found['seconds']:.4f} ({found['seconds_min']:.4f} to {found['seconds_max']:.4f})"
-    lines.append(f"{name:<14}{found['parameters']:>13,}{numbers}   {times}")
-  return "\n".join(lines)
+    numbers = ["-" if found[metric] is None else f"{found[metric]:.4f}" for metric in metrics]
+    times = [f"{found[time]:.4f}" for time in ("seconds", "seconds_min", "seconds_max")]
+    lines.append([name, f"{found['parameters']:,}", *numbers, *times])
+  return text_table(header, lines)
 
 
 if __name__ == "__main__":

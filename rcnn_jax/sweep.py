@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rcnn_jax import experiment as experiments
+from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.experiment import Experiment, ExperimentError
 
 # What a training alone reads: changes there mean nothing to trials that share one.
@@ -91,13 +92,12 @@ def trial_name(setting: str, seed: int) -> str:
 def table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
   """The text of a summary: a line a setting, mean ± sd of each metric that was measured, and the number of seeds."""
   metrics = list(dict.fromkeys(metric for found in summary.values() for metric in found))
-  lines = [["setting", *metrics, "seeds"]]
+  header, rows = ["setting", *metrics, "seeds"], []
   for setting, found in summary.items():
     counts = sorted({cell["n"] for cell in found.values()})
     cells = [_cell(found.get(metric)) for metric in metrics]
-    lines.append([setting or "base", *cells, "/".join(map(str, counts)) or "0"])
-  widths = [max(map(len, column)) for column in zip(*lines)]
-  return "\n".join("  ".join(text.ljust(width) for text, width in zip(line, widths)).rstrip() for line in lines)
+    rows.append([setting or "base", *cells, "/".join(map(str, counts)) or "0"])
+  return text_table(header, rows)
 
 
 def load(name_or_path: str) -> Sweep:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from test_voc import write_squares
 
+from launch import apart
 from launch import ladder as ladder_command
 from launch.ladder import LadderError, Settings
 from rcnn_jax import experiment as experiments
@@ -194,8 +196,8 @@ def test_what_cannot_be_a_ladder_is_refused_before_anything_is_trained(folder):
     make("fast.py", assignments=("seed=1",))
   with pytest.raises(LadderError, match="ladder/fast is the directory of a run, not of a ladder"):
     ladder_command.make(Settings(pathlib.Path("ladder/fast"), ("fast.py",)))
-  with ladder_command.alone(pathlib.Path("ladder")):
-    with pytest.raises(LadderError, match="ladder: another process is at work on this ladder"):
+  with apart.alone(pathlib.Path("ladder")):
+    with pytest.raises(apart.BusyError, match="ladder: another process is at work on it"):
       make("fast.py")
   (folder / "voc").rename(folder / "gone")
   with pytest.raises(DataError, match="voc"):
@@ -224,7 +226,7 @@ def test_the_whole_command_goes_on_after_sigterm(folder):
   process = start(folder)
   said, _ = process.communicate(timeout=600)
   assert process.returncode == 0, said
-  assert "resuming at step 2 of 4" in said and "proposals\n" not in said
+  assert re.search("resuming at step [23] of 4", said) and "slow: proposals" not in said  # the SVMs may be done by then
   assert [row["name"] for row in written()["rungs"]] == ["slow", "fast"]
   assert len(written()["rungs"][0]["stages"]) == 3
   process = start(folder)

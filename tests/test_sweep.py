@@ -113,10 +113,11 @@ def test_the_table_has_mean_and_deviation_over_the_seeds_that_are_there():
   assert summary["dropout=0.0"]["bbox/AP"] == {"mean": 0.5, "sd": 0.25, "n": 3}
   assert summary["dropout=0.5"] == {"bbox/AP": {"mean": 0.125, "sd": None, "n": 1}}
   assert table(summary).splitlines() == [
-    "setting      bbox/AP          bbox/AP50        seeds",
-    "dropout=0.0  0.5000 ± 0.2500  0.5000 ± 0.3536  2/3",
-    "dropout=0.5  0.1250           -                1",
-    "dropout=0.9  -                -                0",
+    "setting              bbox/AP        bbox/AP50  seeds",
+    "-----------  ---------------  ---------------  -----",
+    "dropout=0.0  0.5000 ± 0.2500  0.5000 ± 0.3536    2/3",
+    "dropout=0.5           0.1250                -      1",
+    "dropout=0.9                -                -      0",
   ]
 
 
@@ -158,11 +159,11 @@ def test_only_failed_and_missing_trials_are_run_again(tmp_path, capsys):
   with pytest.raises(command.SweepError, match="1 of 4 failed: dropout=0.25/seed=1; start again"):
     command.run_all(SWEEP, tmp_path, trials)
   assert trials.started == list(SWEEP.trials())
-  assert re.search(r"dropout=0.25  0.2500 +1\n", capsys.readouterr().out)
+  assert re.search(r"dropout=0.25 +0.2500 +1\n", capsys.readouterr().out)
   again = Trials(SWEEP, tmp_path)
   command.run_all(SWEEP, tmp_path, again)
   assert again.started == ["dropout=0.25/seed=1"]
-  assert re.search(r"dropout=0.25  0.2500 ± 0.0000  2\n", capsys.readouterr().out)
+  assert re.search(r"dropout=0.25 +0.2500 ± 0.0000 +2\n", capsys.readouterr().out)
   form = json.loads((tmp_path / "sweep.json").read_text())
   assert form["settings"]["dropout=0.5"] == {"bbox/AP": {"mean": 0.5, "sd": 0.0, "n": 2}}
   assert form["trials"]["dropout=0.5/seed=1"] == {"bbox/AP": 0.5}
@@ -244,7 +245,7 @@ def test_trials_are_trained_and_settings_evaluated_from_one_training(tmp_path):
   (tmp_path / "swept.py").write_text(FILE.format(data=data, axes=rates, trained_once=False))
   ended = launched(tmp_path)
   assert ended.returncode == 1
-  assert "not finite" in ended.stderr and "1 of 2 failed: peak=1e+30/seed=0" in ended.stderr, ended.stderr
+  assert "not finite" in ended.stdout and "1 of 2 failed: peak=1e+30/seed=0" in ended.stderr, ended.stderr
   assert re.search(r"peak=0.01 +0\.\d{4} .* 1\n", ended.stdout), ended.stdout
   counts = '{"model.box.max_detections": (1, 10)}'
   (tmp_path / "swept.py").write_text(FILE.format(data=data, axes=counts, trained_once=True))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from rcnn_jax.evaluation import coco, detect, draw, voc
+from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.experiment import Evaluation
 
 PICTURE_MIN_SCORE = 0.5
@@ -140,13 +141,6 @@ def tables(metrics: Mapping[str, float | None], names: Sequence[str], max_detect
 def _percent(metrics: Mapping[str, float | None], name: str) -> str:
   value = metrics.get(name)
   return "-" if value is None else f"{100 * value:.1f}"
-
-
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-  """Lines of columns, the first to the left and the others to the right, under a ruled header."""
-  widths = [max(len(row[n]) for row in (header, *rows)) for n in range(len(header))]
-  line = lambda row: "  ".join([row[0].ljust(widths[0]), *(v.rjust(w) for v, w in zip(row[1:], widths[1:]))]).rstrip()
-  return "\n".join([line(header), "  ".join("-" * w for w in widths), *(line(row) for row in rows)])
 
 
 def _write_json(path: pathlib.Path, value: Any) -> None:

@@ -9,8 +9,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rcnn_jax.evaluation.evaluate import text_table
 from rcnn_jax.evaluation.report import RunFiles
+from rcnn_jax.evaluation.tables import text_table
 
 METRICS = {"AP": "bbox/AP", "AP50": "bbox/AP50", "VOC07 mAP": "voc/mAP_11pt"}
 
