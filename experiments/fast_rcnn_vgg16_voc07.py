@@ -2,7 +2,7 @@
 
 Published: mAP 66.9 (VOC 2007 test, 11 points).  Not yet measured here. As in the paper: 2 images and 64 RoIs of each
 a batch, 30,000 steps at 0.001 and 10,000 at 0.0001, biases at twice the rate and without decay, conv1 and conv2
-frozen. Unlike there, fc6 and fc7 start at random: ImageNet weights are read into the backbone alone.
+frozen, all but the last layers from ImageNet (torchvision's training, there Caffe's).
 
     python -m launch.prepare_data --proposals=fast --experiment=fast_rcnn_vgg16_voc07
     python -m launch.train --experiment=fast_rcnn_vgg16_voc07 --workdir=runs/fast_voc07
@@ -59,5 +59,5 @@ experiment = Experiment(
   ),
   evaluation=Evaluation(every_steps=10_000, keep_best="voc/mAP_11pt"),
   checkpoints=Checkpoints(every_steps=2500),
-  init=BackboneWeights(WEIGHTS),
+  init=BackboneWeights(WEIGHTS, trunk=True),
 )

@@ -3,11 +3,11 @@
 Published: mAP 69.9 (VOC 2007 test, 11 points, 300 proposals, shared features; table 3) by 4-step alternating training
 (faster_rcnn_vgg16_voc07_alternating), to which the paper finds joint training close (section 3.2).  Not yet measured
 here. As py-faster-rcnn: one image a batch, 256 anchors and 128 RoIs of it, 50,000 steps at 0.001, 20,000 at 0.0001,
-conv1 and conv2 frozen, nine anchors, 2,000 proposals in training and 300 in test. Unlike it: fc6 and fc7 start at
-random (ImageNet weights are read into the backbone alone); objectness is one sigmoid an anchor, there a softmax over
-two; box deltas are of the 20 classes, there of the background as well (137,057,234 parameters, there 137,078,239);
-anchors are torchvision's, and those that cross the image's border are trained on; the least side of a proposal, 16
-pixels, is that on the resized image; objects marked difficult are trained on.
+conv1 and conv2 frozen, nine anchors, 2,000 proposals in training and 300 in test. Unlike it: objectness is one
+sigmoid an anchor, there a softmax over two; box deltas are of the 20 classes, there of the background as well
+(137,057,234 parameters, there 137,078,239); anchors are torchvision's, and those that cross the image's border are
+trained on; the least side of a proposal, 16 pixels, is that on the resized image; objects marked difficult are
+trained on.
 
 The row of 07+12 (73.2) needs the union of two data sets, VOC 2007 and 2012 trainval, which the data package cannot
 name yet: until then, one folder in VOC's layout that holds both (--set=data.train.root=DIR).

@@ -3,9 +3,9 @@
 Published: VOC07 mAP (11 points) 66.0 with box regression, 62.2 without; AlexNet 58.5 and 54.2. Not measured here.
 As the paper: crops of 224 pixels, about 2,000 proposals of selective search's fast mode, 32 + 96 regions a batch,
 fine-tuning at a rate of 0.001 (for 30,000 batches, a tenth of it after 20,000: the paper gives no number), SVMs on
-fc7, ridge regression on pool5. Unlike it: fc6 and fc7 do not start from ImageNet's, a batch's regions are of two
-images, positives are not repeated where there are fewer than 32, the SVMs have the squared hinge. The features take
-about 170 GB on disk.
+fc7, ridge regression on pool5, all but the last layer from ImageNet. Unlike it: a batch's regions are of two images,
+positives are not repeated where there are fewer than 32, the SVMs have the squared hinge. The features take about
+170 GB on disk.
 
     python -m launch.prepare_data --proposals=fast --experiment=rcnn_vgg16_voc07
     python -m launch.train --experiment=rcnn_vgg16_voc07 --workdir=runs/rcnn_voc07
@@ -56,5 +56,5 @@ experiment = Experiment(
     FitBoxRegression(),
   ),
   evaluation=Evaluation(every_steps=None, keep_best="voc/mAP_11pt"),
-  init=BackboneWeights(WEIGHTS),
+  init=BackboneWeights(WEIGHTS, trunk=True),
 )

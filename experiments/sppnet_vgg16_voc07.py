@@ -3,7 +3,8 @@
 Published: VOC07 mAP (11 points) 63.1 with VGG-16 (arXiv:1504.08083, table 1), 59.2 with ZF-5. Not measured here. As
 the paper: five scales, each region on the one where it is nearest to 224 x 224 pixels; convolutions of ImageNet that
 stay as they are, a pyramid of 50 cells, fc6 and fc7 fine-tuned with 25 % positives, SVMs, and ridge regression from
-IoU 0.5. Unlike it: fc6 and fc7 do not start from ImageNet's, the SVMs have the squared hinge.
+IoU 0.5. Unlike it: fc6 and fc7 start at random (ImageNet's fc6 reads 7 x 7 cells, not a pyramid's 50), the SVMs have
+the squared hinge.
 
     python -m launch.prepare_data --proposals=fast --experiment=sppnet_vgg16_voc07
     python -m launch.train --experiment=sppnet_vgg16_voc07 --workdir=runs/sppnet_voc07
@@ -38,4 +39,5 @@ experiment = dataclasses.replace(
     FitSvms(),
     FitBoxRegression(min_iou=0.5),
   ),
+  init=dataclasses.replace(rcnn.init, trunk=False),
 )

@@ -48,15 +48,16 @@ class Checkpoints:
 
 @dataclasses.dataclass(frozen=True)
 class BackboneWeights:
-  """The backbone starts from a file of pretrained weights."""
+  """The backbone starts from a file of pretrained weights, and with `trunk` VGG's fc6 and fc7 too."""
 
   path: str
+  trunk: bool = False
 
   def load(self, variables: dict) -> dict:
-    """Returns `variables` with the backbone's leaves taken from the file."""
+    """Returns `variables` with these leaves taken from the file."""
     from rcnn_jax.weights import backbone
 
-    return backbone.load(self.path, variables)
+    return backbone.load(self.path, variables, self.trunk)
 
 
 @dataclasses.dataclass(frozen=True)

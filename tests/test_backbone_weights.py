@@ -108,6 +108,59 @@ def test_below_an_fpn_only_the_bottom_up_network_is_read(tmp_path):
   assert np.all(loaded["lateral0"]["kernel"] == 1)
 
 
+def with_trunk(cells: int = 7, width: int = 6) -> dict:
+  """Variables of a VGG-16 with narrow fully connected layers behind it."""
+  variables = fresh(Vgg16())
+  ones = lambda *shape: np.ones(shape, np.float32)
+  layers = {"fc6": {"kernel": ones(cells * cells * 512, width), "bias": ones(width)}}
+  layers["fc7"] = {"kernel": ones(width, width), "bias": ones(width)}
+  return {"params": variables["params"] | {"trunk": layers}}
+
+
+def vgg_classifier() -> dict:
+  """A file's tensors for it: fc6 reads channel by channel, and says so in its values."""
+  channels, rows, columns = np.indices((512, 7, 7))
+  places = np.broadcast_to(channels * 100 + rows * 10 + columns, (6, 512, 7, 7)).reshape(6, -1)
+  tensors = {"classifier.0.weight": places, "classifier.0.bias": np.full(6, 6), "classifier.3.bias": np.full(6, 7)}
+  tensors |= {"classifier.3.weight": np.arange(36).reshape(6, 6), "classifier.6.weight": np.zeros((4, 6))}
+  tensors = {name: np.ascontiguousarray(tensor, np.float32) for name, tensor in tensors.items()}
+  return as_torchvision(fresh(Vgg16()), VGG16) | tensors
+
+
+def as_timm(tensors: dict) -> dict:
+  """With timm's names, and its convolutions for fully connected layers."""
+  fc6 = {"pre_logits.fc1.weight": tensors["classifier.0.weight"].reshape(6, 512, 7, 7)}
+  fc7 = {"pre_logits.fc2.weight": tensors["classifier.3.weight"].reshape(6, 6, 1, 1)}
+  biases = {"pre_logits.fc1.bias": tensors["classifier.0.bias"], "pre_logits.fc2.bias": tensors["classifier.3.bias"]}
+  return {name: t for name, t in tensors.items() if "classifier" not in name} | fc6 | fc7 | biases
+
+
+@pytest.mark.parametrize("named", [dict, as_timm], ids=["torchvision", "timm"])
+def test_vggs_fully_connected_layers_are_read_on_request_cell_by_cell(tmp_path, named):
+  path = str(tmp_path / "w.safetensors")
+  save_file(named(vgg_classifier()), path)
+  trunk = load(path, with_trunk(), trunk=True)["params"]["trunk"]
+  inputs = trunk["fc6"]["kernel"][:, 5].reshape(7, 7, 512)
+  assert inputs[2, 3, 45] == 45 * 100 + 2 * 10 + 3 and inputs[6, 0, 511] == 511 * 100 + 60
+  np.testing.assert_array_equal(trunk["fc7"]["kernel"], np.arange(36).reshape(6, 6).T)
+  assert list(trunk["fc6"]["bias"]) == [6] * 6 and list(trunk["fc7"]["bias"]) == [7] * 6
+  assert all(np.all(leaf == 1) for leaf in jax.tree.leaves(load(path, with_trunk())["params"]["trunk"]))
+
+
+def test_a_trunk_that_does_not_fit_is_refused_by_name(tmp_path):
+  path = str(tmp_path / "w.safetensors")
+  save_file(vgg_classifier(), path)
+  with pytest.raises(WeightsError, match=re.escape("classifier.0.weight (25088, 6), the model has (18432, 6)")):
+    load(path, with_trunk(cells=6), trunk=True)
+  with pytest.raises(WeightsError, match=re.escape("classifier.3.weight (6, 6), the model has (5, 5); ")):
+    load(path, with_trunk(width=5), trunk=True)
+  with pytest.raises(WeightsError, match="trunk has no fully connected layers"):
+    load(path, fresh(Vgg16()), trunk=True)
+  save_file(as_torchvision(fresh(Vgg16()), VGG16), path)
+  with pytest.raises(WeightsError, match=re.escape("no tensor classifier.0.bias (for params/trunk/fc6/bias); ")):
+    load(path, with_trunk(), trunk=True)
+
+
 def refusal(folder, tensors, variables) -> str:
   """What `load` says about a file of these tensors."""
   path = folder / "w.safetensors"

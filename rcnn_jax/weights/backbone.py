@@ -2,7 +2,7 @@
 
 A variable's path is turned into the name that torchvision gives the same tensor, so that the file is read by a rule
 and not by a table: `backbone/fire2/squeeze/kernel` is `features.3.squeeze.weight`. timm's classifiers differ from
-torchvision's only in the names of the layers behind the features, which are not read.
+torchvision's only in the names of the layers behind the features, of which VGG's fc6 and fc7 are read on request.
 """
 
 from __future__ import annotations
@@ -44,26 +44,33 @@ SQUEEZENET = {
 VGG16, VGG16_BN = vgg_positions(norm=False), vgg_positions(norm=True)
 LEAVES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
 UNREAD = ".num_batches_tracked"  # a counter beside the statistics of each norm
+VGG_CELLS = 7  # along each side of what VGG's fc6 reads
+TIMM = {"pre_logits.fc1": "classifier.0", "pre_logits.fc2": "classifier.3"}  # VGG's fc6 and fc7, convolutions in timm
 
 
-def load(path: str, variables: dict) -> dict:
+def load(path: str, variables: dict, trunk: bool = False) -> dict:
   """`variables` with its backbone's values taken from a file of a classifier, torchvision's, timm's or MSRA's.
 
   Every variable of the backbone (below an FPN, of its `bottom_up`; a network over crops and a fifth stage over each
   RoI are part of it) must stand in the file with its shape, and the file must hold nothing else in the stages that
-  the backbone has; what it holds beyond (later stages, the classifier) is left. Raises WeightsError otherwise.
+  the backbone has; what it holds beyond (later stages, the classifier) is left.
+
+  Args:
+    path: of the file.
+    variables: of a Detector.
+    trunk: take the trunk's fully connected layers too, from VGG's fc6 and fc7.
+
+  Raises:
+    WeightsError: naming the tensors that are missing, too many, of another shape or not finite.
   """
   tensors = files.read(path)
   if caffe2.MARK in tensors:
     tensors = caffe2.as_torchvision(tensors)
   flat = traverse_util.flatten_dict(variables, sep="/")
-  below = re.compile(r"(params|batch_stats)/(backbone/(bottom_up/|network/)?|pool/network/|trunk/(?=layer4/))")
-  own = [name for name in flat if below.match(name)]
-  if any("/bottom_up/" in name for name in own):
-    own = [name for name in own if "/bottom_up/" in name]
-  ours = {name: below.sub("", name) for name in own}
-  positions = positions_of(ours.values())
-  names = {name: torchvision_name(path, positions) for name, path in ours.items()}
+  names = _backbone_names(flat)
+  if trunk:
+    names |= _trunk_names(flat)
+    tensors = _without_timms_names(tensors)
   _check_names(path, names, tensors)
   loaded, unfit = {}, []
   for ours, theirs in names.items():
@@ -72,10 +79,42 @@ def load(path: str, variables: dict) -> dict:
       unfit.append(f"{theirs} {value.shape}, the model has {flat[ours].shape}")
     elif not np.isfinite(value).all():
       unfit.append(f"{theirs} holds NaN or infinity")
+    elif theirs == "classifier.0.weight":
+      value = to_flax(inputs_reordered(tensors[theirs], (-1, VGG_CELLS, VGG_CELLS), (0, 2, 3, 1)))
     loaded[ours] = value
   if unfit:
     raise WeightsError(f"{path}: {listed(unfit)}")
   return traverse_util.unflatten_dict(flat | loaded, sep="/")
+
+
+def _backbone_names(flat: dict) -> dict[str, str]:
+  """torchvision's name of each variable of the backbone, by its path."""
+  below = re.compile(r"(params|batch_stats)/(backbone/(bottom_up/|network/)?|pool/network/|trunk/(?=layer4/))")
+  own = [name for name in flat if below.match(name)]
+  if any("/bottom_up/" in name for name in own):
+    own = [name for name in own if "/bottom_up/" in name]
+  ours = {name: below.sub("", name) for name in own}
+  positions = positions_of(ours.values())
+  return {name: torchvision_name(path, positions) for name, path in ours.items()}
+
+
+def _trunk_names(flat: dict) -> dict[str, str]:
+  """The same of the trunk's fully connected layers, fc6 and fc7."""
+  found = {name: re.fullmatch(r"params/trunk/fc(\d+)/(kernel|bias)", name) for name in flat}
+  names = {name: f"classifier.{3 * (int(m[1]) - 6)}.{LEAVES[m[2]]}" for name, m in found.items() if m}
+  if not names:
+    raise WeightsError("the model's trunk has no fully connected layers that could start from a classifier's")
+  return names
+
+
+def _without_timms_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """timm's fc6 and fc7 as torchvision's: matrices under the names of its classifier."""
+  flat = lambda tensor: tensor.reshape(len(tensor), -1) if tensor.ndim == 4 else tensor
+  parts = {name: name.rpartition(".") for name in tensors}
+  return {
+    f"{TIMM[layer]}.{leaf}" if layer in TIMM else name: flat(tensors[name]) if layer in TIMM else tensors[name]
+    for name, (layer, _, leaf) in parts.items()
+  }
 
 
 def _check_names(path: str, names: dict[str, str], tensors: Iterable[str]) -> None:
@@ -97,7 +136,7 @@ def _check_names(path: str, names: dict[str, str], tensors: Iterable[str]) -> No
 
 def stage_of(name: str) -> str:
   """What a tensor's name begins with: 'layer1', or the whole module in what torchvision numbers: 'features.3'."""
-  return ".".join(name.split(".")[: 2 if name.startswith("features.") else 1])
+  return ".".join(name.split(".")[: 2 if name.startswith(("features.", "classifier.")) else 1])
 
 
 def positions_of(paths: Iterable[str]) -> dict[str, int]:
@@ -128,3 +167,8 @@ def to_flax(tensor: np.ndarray) -> np.ndarray:
   if tensor.ndim == 4:
     return tensor.transpose(2, 3, 1, 0)
   return tensor.T if tensor.ndim == 2 else tensor
+
+
+def inputs_reordered(kernel: np.ndarray, shape: tuple[int, int, int], order: tuple[int, ...]) -> np.ndarray:
+  """A layer [out, in] whose inputs, which have the given shape, are put into another order of their axes."""
+  return kernel.reshape(len(kernel), *shape).transpose(order).reshape(kernel.shape)

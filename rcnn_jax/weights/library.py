@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 
-from rcnn_jax.weights import backbone
+from rcnn_jax.weights.backbone import inputs_reordered, to_flax
 from rcnn_jax.weights.errors import WeightsError, listed
 
 Tensors = dict[str, np.ndarray]
@@ -34,8 +34,8 @@ PLAIN = Layout(lambda tensor, detector: tensor, lambda tensor, detector: tensor)
 DECONVOLUTION = Layout(lambda tensor, detector: tensor.swapaxes(0, 1), lambda tensor, detector: tensor.swapaxes(0, 1))
 # The first layer over a pooled RoI reads its cells channel by channel there (CHW), cell by cell here (HWC).
 FIRST_OF_ROI = Layout(
-  lambda tensor, detector: _cells(tensor, (-1, detector.pool.output_size, detector.pool.output_size), (0, 2, 3, 1)),
-  lambda tensor, detector: _cells(tensor, (detector.pool.output_size, detector.pool.output_size, -1), (0, 3, 1, 2)),
+  lambda tensor, detector: inputs_reordered(tensor, (-1, *_cells(detector)), (0, 2, 3, 1)),
+  lambda tensor, detector: inputs_reordered(tensor, (*_cells(detector), -1), (0, 3, 1, 2)),
 )
 
 
@@ -125,7 +125,7 @@ class Library:
 
   def _to_ours(self, path: str, tensor: np.ndarray, detector: Any) -> np.ndarray:
     """A tensor in the library's layout, as ours; float32."""
-    return np.ascontiguousarray(backbone.to_flax(self._layout(path).to_ours(tensor, detector)))
+    return np.ascontiguousarray(to_flax(self._layout(path).to_ours(tensor, detector)))
 
   def _to_theirs(self, path: str, leaf: np.ndarray, detector: Any) -> np.ndarray:
     """The inverse of `_to_ours`."""
@@ -146,9 +146,8 @@ def _inner(path: str) -> str:
   return path.partition("/")[2]
 
 
-def _cells(kernel: np.ndarray, shape: tuple[int, int, int], order: tuple[int, ...]) -> np.ndarray:
-  """[out, in]: the inputs, which have the given shape, in another order of their axes."""
-  return kernel.reshape(len(kernel), *shape).transpose(order).reshape(kernel.shape)
+def _cells(detector: Any) -> tuple[int, int]:
+  return detector.pool.output_size, detector.pool.output_size
 
 
 def _matching(skip: str, paths: Iterable[str]) -> set[str]:
