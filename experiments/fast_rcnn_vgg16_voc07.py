@@ -27,7 +27,7 @@ PROPOSALS = "runs/proposals/voc07"
 experiment = Experiment(
   name="fast_rcnn_vgg16_voc07",
   data=Data(
-    train=VocFolder(VOC, "trainval"),
+    train=VocFolder(VOC, "trainval", difficult=False),
     eval=VocFolder(VOC, "test"),
     resize=Resize(short_side=(600,), long_side=1000),
     canvases=((608, 1008), (1008, 608)),

@@ -6,8 +6,7 @@ here. As py-faster-rcnn: one image a batch, 256 anchors and 128 RoIs of it, 50,0
 conv1 and conv2 frozen, nine anchors, 2,000 proposals in training and 300 in test. Unlike it: objectness is one
 sigmoid an anchor, there a softmax over two; box deltas are of the 20 classes, there of the background as well
 (137,057,234 parameters, there 137,078,239); anchors are torchvision's, and those that cross the image's border are
-trained on; the least side of a proposal, 16 pixels, is that on the resized image; objects marked difficult are
-trained on.
+trained on; the least side of a proposal, 16 pixels, is that on the resized image.
 
 The row of 07+12 (73.2) needs the union of two data sets, VOC 2007 and 2012 trainval, which the data package cannot
 name yet: until then, one folder in VOC's layout that holds both (--set=data.train.root=DIR).

@@ -32,7 +32,7 @@ PROPOSALS = "data/proposals/voc07"
 experiment = Experiment(
   name="rcnn_vgg16_voc07",
   data=Data(
-    train=VocFolder(VOC, "trainval"),
+    train=VocFolder(VOC, "trainval", difficult=False),
     eval=VocFolder(VOC, "test"),
     resize=Resize(short_side=(500,), long_side=500),
     canvases=((384, 512), (512, 384), (512, 512)),

@@ -80,6 +80,12 @@ def test_flags_sizes_and_images(root):
   assert source.image(1)[0, 0].tolist() == [255, 0, 0]  # RGB
 
 
+def test_difficult_objects_are_left_out_on_request_and_their_class_stays(root):
+  source = VocFolder(str(root), "train", difficult=False).open()
+  assert source.annotations(0).ids.tolist() == [1]
+  assert "cat" in [category.name for category in source.categories]
+
+
 def test_classes_are_all_names_of_the_folder_sorted_in_every_split(root):
   train, val = (VocFolder(str(root), split).open() for split in ("train", "val"))
   assert [category.name for category in train.categories] == ["bird", "cat", "dog"]

@@ -22,12 +22,15 @@ class VocFolder:
   box becomes (xmin - 1, ymin - 1, xmax, ymax) in continuous pixels. Boxes whose xmax <= xmin or ymax <= ymin as
   written are degenerate in either convention. The classes are `class_names`, or else all names in Annotations/ (of
   every split, so that training and evaluation agree), sorted. The image id is the line in the split file, from 1.
+  Objects marked difficult are ignored by the metrics; without `difficult` they are not read at all, as in the
+  training of R-CNN to Faster R-CNN (Detectron2 trains on them).
   """
 
   root: str
   split: str = "trainval"
   one_based: bool = True
   class_names: tuple[str, ...] | None = None
+  difficult: bool = True
 
   def open(self, strict: bool = True) -> VocSource:
     """Reads all annotations. Raises DataError for a missing folder or, when `strict`, for the first fatal fault."""
@@ -47,9 +50,7 @@ class VocFolder:
       raise_first(faults + _missing_images(root, names, image_files))
     paths = {name: image_files.get(name, root / "JPEGImages" / f"{name}.jpg") for name in names}
     usable = [(line, name) for line, name in enumerate(names, 1) if parsed[name].size]
-    annotations = tuple(
-      _annotations(line, paths[name].name, parsed[name], known, self.one_based) for line, name in usable
-    )
+    annotations = tuple(_annotations(line, paths[name].name, parsed[name], known, self) for line, name in usable)
     categories = tuple(Category(number, name) for number, name in enumerate(known, 1))
     return VocSource(categories, tuple(paths[name] for _, name in usable), annotations, tuple(faults))
 
@@ -162,10 +163,10 @@ def _faults(root, names, parsed, known) -> list[Fault]:
   return faults
 
 
-def _annotations(line, file_name, record: _Record, known, one_based: bool) -> Annotations:
-  objects = [item for item in record.objects if item.name in known]
+def _annotations(line, file_name, record: _Record, known, folder: VocFolder) -> Annotations:
+  objects = [item for item in record.objects if item.name in known and (folder.difficult or not item.difficult)]
   boxes = np.array([item.corners for item in objects], np.float32).reshape(-1, 4)
-  if one_based:
+  if folder.one_based:
     # A box that is degenerate as written stays so: counting pixels would turn a stray click into a 1-pixel object.
     proper = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     boxes[:, :2] -= proper[:, None].astype(np.float32)
