@@ -8,8 +8,7 @@ sigmoid an anchor, there a softmax over two; box deltas are of the 20 classes, t
 (137,057,234 parameters, there 137,078,239); anchors are torchvision's, and those that cross the image's border are
 trained on; the least side of a proposal, 16 pixels, is that on the resized image.
 
-The row of 07+12 (73.2) needs the union of two data sets, VOC 2007 and 2012 trainval, which the data package cannot
-name yet: until then, one folder in VOC's layout that holds both (--set=data.train.root=DIR).
+The row of 07+12 (73.2) is faster_rcnn_vgg16_voc0712.
 
     python -m launch.train --experiment=faster_rcnn_vgg16_voc07 --workdir=runs/faster_voc07
 """
