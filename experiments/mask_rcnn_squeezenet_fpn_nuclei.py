@@ -1,7 +1,7 @@
 """Mask R-CNN, SqueezeNet 1.1 + FPN from ImageNet, on nuclei (334 microscope images, 1 class).  arXiv:1703.06870.
 
-Measured: box AP 0.476, mask AP 0.491 (seed 0). With mask.initial="gaussian" over three seeds box AP 0.474 ± 0.001 and
-mask AP 0.489 ± 0.002; torchvision 0.475 ± 0.003 and 0.433 ± 0.004 (README.md, "Measured").
+Measured over three seeds: box AP 0.474 ± 0.001, mask AP 0.489 ± 0.002; torchvision 0.475 ± 0.003 and 0.433 ± 0.004
+(README.md, "Measured").
 
     python -m launch.train --experiment=mask_rcnn_squeezenet_fpn_nuclei --workdir=runs/nuclei
 """
@@ -42,7 +42,7 @@ experiment = Experiment(
     sampler=RoiSampler(num_samples=128),
     trunk=FcTrunk((256, 256), initial="pytorch"),
     box=BoxHead(max_detections=200, initial="pytorch"),
-    mask=MaskHead(pool=RoiAlign(output_size=14, num_levels=3), channels=128, initial="pytorch"),
+    mask=MaskHead(pool=RoiAlign(output_size=14, num_levels=3), channels=128),
   ),
   stages=(Sgd(epochs=10, schedule=Cosine(0.01, warmup_steps=100), weight_decay=1e-4, clip_norm=10.0),),
   evaluation=Evaluation(max_detections=200),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rcnn_jax import experiment
-from rcnn_jax.models.heads import BoxHead, FcTrunk, MaskHead, SoftNms, select
+from rcnn_jax.models.heads import BoxHead, FcTrunk, SoftNms, select
 from rcnn_jax.types import GroundTruth, RoiSamples
 from tests.small_detector import scene_batch, small_detector, variables
 
@@ -50,19 +50,17 @@ def test_regression_losses_are_divided_by_the_number_of_samples(kind, expected, 
 @pytest.mark.parametrize(
   "of_trunk, of_heads, stds",
   [
-    ("xavier", "gaussian", (1 / np.sqrt(490), 0.01, 0.001, 0.001)),
+    ("xavier", "gaussian", (1 / np.sqrt(490), 0.01, 0.001)),
     # PyTorch's layers: uniform up to 1 / sqrt(inputs), whose standard deviation is 1 / sqrt(3 * inputs).
-    ("pytorch", "pytorch", (1 / np.sqrt(3 * 490), *(1 / np.sqrt(3 * 64),) * 3)),
+    ("pytorch", "pytorch", (1 / np.sqrt(3 * 490), *(1 / np.sqrt(3 * 64),) * 2)),
   ],
 )
 def test_weights_begin_as_detectron2s_or_as_pytorchs(of_trunk, of_heads, stds):
   trunk, head = FcTrunk((64,), initial=of_trunk), BoxHead(initial=of_heads)
-  mask = MaskHead(num_convs=0, channels=64, initial=of_heads)
   rois = np.ones((2, 7, 7, 10), np.float32)
   first = trunk.init(jax.random.key(0), rois, None, np.ones(2, bool))["params"]["fc6"]["kernel"]
   rest = head.init(jax.random.key(1), np.ones((2, 64), np.float32), 20)["params"]
-  of_masks = mask.init(jax.random.key(2), rois, 20)["params"]["masks"]["kernel"]
-  drawn = first, rest["classes"]["kernel"], rest["deltas"]["kernel"], of_masks
+  drawn = first, rest["classes"]["kernel"], rest["deltas"]["kernel"]
   for kernel, std in zip(drawn, stds, strict=True):
     np.testing.assert_allclose(np.std(kernel), std, rtol=0.05)
     assert of_trunk != "pytorch" or np.abs(kernel).max() <= np.sqrt(3) * std

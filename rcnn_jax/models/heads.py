@@ -249,9 +249,6 @@ class MaskHead(nn.Module):
   channels: int = 256
   class_agnostic: bool = False
   norm: str | None = None  # after each convolution; None: biases instead
-  # Weights of the logits. Detectron2's begin near zero, from which the branch learns nothing at first, nor do the
-  # shared features from it; PyTorch's own do not. torchvision's are so wide that first losses are in the hundreds.
-  initial: Literal["gaussian", "pytorch"] = "gaussian"
   # How a mask becomes pixels of the image: 'exact' at their centres (Detectron2's), or 'rounded' (torchvision's).
   pasting: Literal["exact", "rounded"] = "exact"
 
@@ -266,8 +263,7 @@ class MaskHead(nn.Module):
       x = nn.relu(convolution(x, self.channels, i, self.norm, learnt is not None, learnt))
     x = nn.relu(Deconv(self.channels, name="deconv")(x))
     num_masks = 1 if self.class_agnostic else num_classes
-    kernel_init = nn.initializers.normal(0.001) if self.initial == "gaussian" else pytorch
-    return Conv(num_masks, kernel_init=kernel_init, name="masks")(x).astype(jnp.float32)
+    return Conv(num_masks, kernel_init=nn.initializers.normal(0.001), name="masks")(x).astype(jnp.float32)
 
   def losses(self, mask_logits: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
     """Binary cross-entropy on the mask of each RoI's own class, the mean over the cells of the foreground RoIs.
