@@ -3,9 +3,10 @@
     python -m launch.sweep --sweep=NAME_OR_FILE --workdir=DIR [--dry_run] [--set=path=value ...]
 
 Each trial has its folder, e.g. DIR/nms_iou=0.3/seed=0. Started again, the sweep runs only what is missing, has failed
-or was stopped. DIR/sweep.json holds the metrics of every trial, and their mean and standard deviation over the seeds.
-Where the settings change only what detects (`trained_once`), what they share is trained in DIR/trained/seed=N: a
-finished run of the same experiment, linked there, is taken for it.
+or was stopped. DIR/sweep.json holds the metrics of every trial, their mean and standard deviation over the seeds, and
+the differences from the first setting with 95 % intervals. Where the settings change only what detects
+(`trained_once`), what they share is trained in DIR/trained/seed=N: a finished run of the same experiment, linked
+there, is taken for it.
 """
 
 from __future__ import annotations
@@ -85,7 +86,8 @@ def run_all(sweep: Sweep, workdir: pathlib.Path, start: Callable[[str], int]) ->
       raise loop.Stopped(f"stopped in trial {name}; start again to go on from there")
     failed += [name] if status else []
     write_summary(sweep, workdir)
-  print(f"\n{sweeps.table(write_summary(sweep, workdir))}")
+  written = write_summary(sweep, workdir)
+  print(f"\n{sweeps.table(written['settings'], written['differences'])}")
   if failed:
     raise SweepError(f"{len(failed)} of {len(runs)} failed: {', '.join(failed)}; start again to run these alone")
 
@@ -128,12 +130,12 @@ def result_of(folder: pathlib.Path, experiment: Experiment) -> dict[str, float |
 
 
 def write_summary(sweep: Sweep, workdir: pathlib.Path) -> dict[str, Any]:
-  """Writes sweep.json; returns the summary of the trials that are finished."""
+  """Writes sweep.json; returns it: the summary, the differences and the trials that are finished."""
   results = {name: result_of(workdir / name, experiment) for name, experiment in sweep.trials().items()}
   finished = {name: metrics for name, metrics in results.items() if metrics is not None}
-  summary = sweep.summary(finished)
-  write_json(workdir / "sweep.json", {"settings": summary, "trials": finished})
-  return summary
+  written = {"settings": sweep.summary(finished), "differences": sweep.differences(finished), "trials": finished}
+  write_json(workdir / "sweep.json", written)
+  return written
 
 
 def outlook(sweep: Sweep, workdir: pathlib.Path) -> str:

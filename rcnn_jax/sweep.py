@@ -8,11 +8,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
 from rcnn_jax import experiment as experiments
+from rcnn_jax.evaluation import seeds as over_seeds
 from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.experiment import Experiment, ExperimentError
 
@@ -71,16 +71,32 @@ class Sweep:
     Args:
       results: trial -> its metrics; trials may be missing, and metrics be None.
     """
-    return {setting: self._statistics(setting, results) for setting in self.settings()}
+    return {
+      setting: {metric: over_seeds.spread(values) for metric, values in found.items() if values}
+      for setting, found in self._values(results).items()
+    }
 
-  def _statistics(self, setting: str, results: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, Any]]:
-    rows = [results.get(trial_name(setting, seed), {}) for seed in self.seeds]
+  def differences(self, results: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, dict[str, Any]]]:
+    """setting -> metric -> {mean, low, high}: how far each lies above the first setting, with a 95 % interval.
+
+    Settings that share their trainings are compared seed by seed, others as independent samples.
+    """
+    (_, base), *others = self._values(results).items()
     found = {}
-    for metric in self.metrics:
-      values = [row[metric] for row in rows if row.get(metric) is not None]
-      if values:
-        sd = statistics.stdev(values) if len(values) > 1 else None
-        found[metric] = {"mean": statistics.fmean(values), "sd": sd, "n": len(values)}
+    for setting, values in others:
+      cells = {metric: over_seeds.difference(values[metric], base[metric], self.trained_once) for metric in values}
+      found[setting] = {metric: cell for metric, cell in cells.items() if cell}
+    return found
+
+  def _values(self, results: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, dict[int, float]]]:
+    """setting -> metric -> {seed: value} of what was measured."""
+    found = {}
+    for setting in self.settings():
+      rows = {seed: results.get(trial_name(setting, seed), {}) for seed in self.seeds}
+      found[setting] = {
+        metric: {seed: row[metric] for seed, row in rows.items() if row.get(metric) is not None}
+        for metric in self.metrics
+      }
     return found
 
 
@@ -89,15 +105,24 @@ def trial_name(setting: str, seed: int) -> str:
   return f"{setting}/seed={seed}" if setting else f"seed={seed}"
 
 
-def table(summary: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
-  """The text of a summary: a line a setting, mean ± sd of each metric that was measured, and the number of seeds."""
+def table(summary: Mapping[str, Mapping[str, Any]], differences: Mapping[str, Mapping[str, Any]]) -> str:
+  """The text of a summary: a line a setting, mean ± sd of each metric that was measured, and the number of seeds.
+
+  Below it stand the differences from the first setting, [low, high] where there are seeds to tell it by.
+  """
   metrics = list(dict.fromkeys(metric for found in summary.values() for metric in found))
   header, rows = ["setting", *metrics, "seeds"], []
   for setting, found in summary.items():
     counts = sorted({cell["n"] for cell in found.values()})
-    cells = [_cell(found.get(metric)) for metric in metrics]
+    cells = [_mean(found.get(metric)) for metric in metrics]
     rows.append([setting or "base", *cells, "/".join(map(str, counts)) or "0"])
-  return text_table(header, rows)
+  text = text_table(header, rows)
+  if any(differences.values()):
+    rows = [
+      [setting, *(_difference(found.get(metric)) for metric in metrics)] for setting, found in differences.items()
+    ]
+    text += "\n\n" + text_table([f"over {next(iter(summary))}", *metrics], rows)
+  return text
 
 
 def load(name_or_path: str) -> Sweep:
@@ -129,7 +154,14 @@ def _refuse_training(changes: Mapping[str, Any]) -> None:
       raise ExperimentError(f"{path}: the settings of this sweep share one training (trained_once), this changes it")
 
 
-def _cell(found: Mapping[str, Any] | None) -> str:
+def _mean(found: Mapping[str, Any] | None) -> str:
   if found is None:
     return "-"
   return f"{found['mean']:.4f}" + ("" if found["sd"] is None else f" ± {found['sd']:.4f}")
+
+
+def _difference(found: Mapping[str, Any] | None) -> str:
+  if found is None:
+    return "-"
+  interval = "" if found["low"] is None else f" [{found['low']:+.4f}, {found['high']:+.4f}]"
+  return f"{found['mean']:+.4f}{interval}"

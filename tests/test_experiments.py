@@ -27,6 +27,9 @@ NUM_CLASSES = {"bccd": 3, "nuclei": 1, "VOC2007": 20, "coco": 80, "mine": 2, "ru
 # background, 4 * (1024 + 1) parameters, and a mask, 256 + 1, which are not here and never trained there.
 BOX, MASK = 4 * (1024 + 1), 256 + 1
 PUBLISHED = {
+  # py-faster-rcnn: the layers of models/pascal_voc/VGG16/faster_rcnn_end2end/test.prototxt, added up. It has a box
+  # regression for the background too, 4 * (4096 + 1), and two objectness logits for each anchor, 9 * (512 + 1).
+  "faster_rcnn_vgg16_voc07": 137_078_239 - 4 * (4096 + 1) - 9 * (512 + 1),
   "torchvision_fasterrcnn_resnet50_fpn": 41_755_286 - BOX,
   "torchvision_fasterrcnn_resnet50_fpn_v2": 43_712_278 - BOX,
   "torchvision_maskrcnn_resnet50_fpn": 44_401_393 - BOX - MASK,

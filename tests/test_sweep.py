@@ -112,13 +112,35 @@ def test_the_table_has_mean_and_deviation_over_the_seeds_that_are_there():
   summary = sweep.summary(results)
   assert summary["dropout=0.0"]["bbox/AP"] == {"mean": 0.5, "sd": 0.25, "n": 3}
   assert summary["dropout=0.5"] == {"bbox/AP": {"mean": 0.125, "sd": None, "n": 1}}
-  assert table(summary).splitlines() == [
+  assert table(summary, {}).splitlines() == [
     "setting              bbox/AP        bbox/AP50  seeds",
     "-----------  ---------------  ---------------  -----",
     "dropout=0.0  0.5000 ± 0.2500  0.5000 ± 0.3536    2/3",
     "dropout=0.5           0.1250                -      1",
     "dropout=0.9                -                -      0",
   ]
+
+
+RISING = {f"dropout={rate}/seed={seed}": {"bbox/AP": rate + seed} for rate in (0.0, 0.5) for seed in (1, 2, 3)}
+
+
+def test_below_it_stand_the_differences_from_the_first_setting_with_their_intervals():
+  sweep = Sweep(BASE, {"model.dropout": (0.0, 0.5, 0.9)}, seeds=(1, 2, 3))
+  lines = table(sweep.summary(RISING), sweep.differences(RISING)).splitlines()
+  assert lines[-5:] == [
+    "",
+    "over dropout=0.0                     bbox/AP",
+    "----------------  --------------------------",
+    "dropout=0.5       +0.5000 [-1.7670, +2.7670]",
+    "dropout=0.9                                -",
+  ]
+
+
+def test_settings_that_share_a_training_are_compared_seed_by_seed():
+  sweep = Sweep(BASE, {"model.dropout": (0.0, 0.5)}, seeds=(1, 2, 3), trained_once=True)
+  results = RISING | {"dropout=0.5/seed=3": {"bbox/AP": 3.8}}
+  found = sweep.differences(results)["dropout=0.5"]["bbox/AP"]
+  assert found["low"] == pytest.approx(0.6 - 4.302653 * 0.1, rel=1e-6)  # of 0.5, 0.5 and 0.8, whose error is 0.1
 
 
 @pytest.mark.parametrize("name", experiments.names("experiments.sweeps"))
@@ -166,6 +188,7 @@ def test_only_failed_and_missing_trials_are_run_again(tmp_path, capsys):
   assert re.search(r"dropout=0.25 +0.2500 ± 0.0000 +2\n", capsys.readouterr().out)
   form = json.loads((tmp_path / "sweep.json").read_text())
   assert form["settings"]["dropout=0.5"] == {"bbox/AP": {"mean": 0.5, "sd": 0.0, "n": 2}}
+  assert form["differences"] == {"dropout=0.5": {"bbox/AP": {"mean": 0.25, "low": None, "high": None}}}
   assert form["trials"]["dropout=0.5/seed=1"] == {"bbox/AP": 0.5}
 
 

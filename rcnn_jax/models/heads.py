@@ -262,6 +262,7 @@ class MaskHead(nn.Module):
     for i in range(1, self.num_convs + 1):
       x = nn.relu(convolution(x, self.channels, i, self.norm, learnt is not None, learnt))
     x = nn.relu(Deconv(self.channels, name="deconv")(x))
+    # Logits begin near zero, as Detectron2's: drawn like the other layers', the first losses are in the hundreds.
     num_masks = 1 if self.class_agnostic else num_classes
     return Conv(num_masks, kernel_init=nn.initializers.normal(0.001), name="masks")(x).astype(jnp.float32)
 
