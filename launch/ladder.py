@@ -25,13 +25,13 @@ from absl import flags
 
 from launch import apart, benchmark
 from launch import flags as launch_flags
-from launch.results import write_json
 from rcnn_jax import experiment as experiments
 from rcnn_jax.data import loader
 from rcnn_jax.data.source import Source
 from rcnn_jax.evaluation import ladder, plots, report
 from rcnn_jax.evaluation.ladder import Rung
 from rcnn_jax.experiment import Experiment
+from rcnn_jax.files import write_json, write_text
 from rcnn_jax.models.backbones.scales import Scales
 from rcnn_jax.models.crops import CropNetwork
 from rcnn_jax.training import checkpoint, loop
@@ -203,7 +203,7 @@ def write(climbs: list[Climb], settings: Settings) -> None:
   text = "\n".join([ladder.table(rungs), "", *ladder.comparisons(rungs), *circumstances(timing)])
   written = {"rungs": [ladder.as_json(rung) for rung in rungs], "proposals": settings_of(climbs), "timing": timing}
   write_json(path, written)
-  (workdir / "table.txt").write_text(text + "\n")
+  write_text(workdir / "table.txt", text + "\n")
   points = [(rung.label, rung.seconds, rung.metrics["AP50"] or 0.0) for rung in rungs]
   plots.trade_off_figure(points, "What each generation brought").savefig(workdir / "ladder.png")
   print(f"\n{text}\n\nwritten: {workdir}/table.txt, ladder.json, ladder.png", flush=True)

@@ -10,7 +10,6 @@ A file that is no image is named in a warning; the others are still worked on, a
 from __future__ import annotations
 
 import glob
-import json
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,6 +24,7 @@ from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.selective_search import SelectiveSearch
 from rcnn_jax.evaluation import detect, draw
 from rcnn_jax.evaluation.detect import EvaluationError
+from rcnn_jax.files import write_json
 from rcnn_jax.types import Batch
 
 FLAGS = flags.FLAGS
@@ -70,8 +70,7 @@ def predict(
   results = detect.detect(model, run.variables, batches, sizes, ids, joint_offset=offset)
   names = {c.id: c.name for c in run.categories}
   entries = [_named(e, files, names) for e in results.entries if e["score"] >= min_score]
-  output.mkdir(parents=True, exist_ok=True)
-  (output / "detections.json").write_text(json.dumps(entries, allow_nan=False) + "\n")
+  write_json(output / "detections.json", entries, indent=None)
   skeleton = run.keypoints.skeleton if run.keypoints else ()
   _write_pictures(files, sizes, entries, names, skeleton, output)
   print(f"{len(entries)} objects in {len(sizes)} images; written to {output}")

@@ -12,7 +12,6 @@ recall.json and recall.txt. Killed and started again, it goes on where it was.
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 import zlib
@@ -29,6 +28,7 @@ from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.proposals import StoredProposals
 from rcnn_jax.data.selective_search import SelectiveSearch
 from rcnn_jax.data.source import Source
+from rcnn_jax.files import write_json, write_text
 
 FLAGS = flags.FLAGS
 IOUS, COUNTS = (0.5, 0.7), (100, 300, 1000, 2000)
@@ -117,9 +117,9 @@ def prepare_one(
 ) -> None:
   """Prepares one data set; writes and prints how good its proposals are."""
   report = measured(prepare.prepare(folder, settings, spec, source, find), source)
-  (folder / "recall.json").write_text(json.dumps(report, indent=1) + "\n")
+  write_json(folder / "recall.json", report)
   table = table_of(report)
-  (folder / "recall.txt").write_text(table + "\n")
+  write_text(folder / "recall.txt", table + "\n")
   print(f"{folder}\n{table}")
 
 

@@ -23,9 +23,9 @@ from absl import flags
 
 from launch import apart, evaluate, train
 from launch import flags as launch_flags
-from launch.results import write_json
 from rcnn_jax import sweep as sweeps
 from rcnn_jax.experiment import Experiment, ExperimentError, diff, from_json, to_json
+from rcnn_jax.files import write_json
 from rcnn_jax.sweep import Sweep
 from rcnn_jax.training import checkpoint, log, loop
 from rcnn_jax.training import mesh as meshes
@@ -114,7 +114,7 @@ def run_one(sweep: Sweep, workdir: pathlib.Path, name: str) -> None:
     experiment = trials[name]
     shared = checkpoint.load_run(str(workdir / sweeps.trial_name("trained", experiment.seed)), "latest")
     metrics = evaluate.evaluate_run(launch_flags.with_experiment(shared, experiment), folder)
-  write_json(folder / "trial.json", {"experiment": to_json(experiment), "metrics": metrics})
+  write_json(folder / "trial.json", {"experiment": to_json(experiment), "metrics": metrics}, allow_nan=True)
 
 
 def result_of(folder: pathlib.Path, experiment: Experiment) -> dict[str, float | None] | None:

@@ -21,9 +21,9 @@ from absl import flags
 
 from launch import benchmark, evaluate, import_weights
 from launch import flags as launch_flags
-from launch.results import write_json
 from rcnn_jax.data import loader
 from rcnn_jax.evaluation.tables import text_table
+from rcnn_jax.files import write_json, write_text
 from rcnn_jax.training.checkpoint import Run
 from rcnn_jax.weights import truncation
 from rcnn_jax.weights.errors import WeightsError
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
   seconds = timed(runs, FLAGS.batches, FLAGS.repeats)
   rows = {name: row(one, metrics[name], seconds[name]) for name, one in runs.items()}
   write_json(folder / "table.json", rows)
-  (folder / "table.txt").write_text(table(rows) + "\n")
+  write_text(folder / "table.txt", table(rows) + "\n")
   print(f"\n{table(rows)}\nwritten to {folder}")
 
 

@@ -25,6 +25,7 @@ from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.proposals import Regions, StoredProposals
 from rcnn_jax.data.selective_search import SelectiveSearch
 from rcnn_jax.data.source import Source
+from rcnn_jax.files import write_json
 
 # Given the images (their places in the source) that are still missing, yields them in any order.
 Find = Callable[[Sequence[int]], Iterable[tuple[int, Regions]]]
@@ -61,10 +62,7 @@ def _claim(unfinished: pathlib.Path, head: dict[str, Any]) -> None:
   if path.is_file():
     _require_same(unfinished, json.loads(path.read_text()), head)
     return
-  unfinished.mkdir(parents=True, exist_ok=True)
-  being_written = path.with_suffix(".being_written")
-  being_written.write_text(json.dumps(head) + "\n")
-  being_written.replace(path)
+  write_json(path, head)
 
 
 def _require_same(folder: pathlib.Path, there: dict[str, Any], asked: dict[str, Any]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from PIL import Image
 from rcnn_jax.evaluation import coco, detect, draw, voc
 from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.experiment import Evaluation
+from rcnn_jax.files import write_json, write_text
 
 PICTURE_MIN_SCORE = 0.5
 # What stands in the printed table, in this order; the rest of metrics.json goes unprinted.
@@ -62,16 +62,16 @@ def evaluate(
   if jax.process_index() > 0:  # one process writes for all
     return metrics
   outdir = pathlib.Path(outdir)
-  _write_json(outdir / "metrics.json", metrics)
-  _write_json(outdir / "detections.json", results.entries)
-  _write_json(outdir / "curves.json", curves)
+  write_json(outdir / "metrics.json", metrics)
+  write_json(outdir / "detections.json", results.entries, indent=None)
+  write_json(outdir / "curves.json", curves, indent=None)
   _write_pictures(outdir / "pictures", source, truth, results.entries, settings.pictures)
   print(
     f"{len(source)} images, {len(results.entries)} detections, {seconds:.1f} s "
     f"({len(source) / seconds:.1f} images/s, compilation included)"
   )
   table = tables(metrics, [c.name for c in source.categories], settings.max_detections)
-  (outdir / "table.txt").write_text(table + "\n")
+  write_text(outdir / "table.txt", table + "\n")
   print(table)
   return metrics
 
@@ -141,14 +141,6 @@ def tables(metrics: Mapping[str, float | None], names: Sequence[str], max_detect
 def _percent(metrics: Mapping[str, float | None], name: str) -> str:
   value = metrics.get(name)
   return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _write_json(path: pathlib.Path, value: Any) -> None:
-  path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(
-    json.dumps(value, indent=1 if isinstance(value, dict) and path.stem == "metrics" else None, allow_nan=False)
-    + "\n"
-  )
 
 
 def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence[dict], count: int) -> None:

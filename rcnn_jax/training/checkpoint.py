@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from rcnn_jax.experiment import Experiment, diff, from_json, to_json
+from rcnn_jax.files import write_json
 from rcnn_jax.training import log, optim
 from rcnn_jax.training.step import TrainState
 
@@ -64,10 +65,7 @@ def write_experiment(workdir: str, experiment: Experiment, categories: tuple, ke
     present = {name: _complete(part) for name, part in json.loads(path.read_text()).items()}
     _refuse_another(path, present, form)
   elif jax.process_index() == 0:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(form, indent=1) + "\n")
-    partial.replace(path)
+    write_json(path, form, allow_nan=True)
 
 
 def check_experiment(workdir: str, experiment: Experiment) -> None:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rcnn_jax.files import write_json
 from rcnn_jax.models.detector import trainable
 from rcnn_jax.ops import boxes
 from rcnn_jax.training import optim, svm
@@ -168,10 +169,7 @@ def _claim(folder: pathlib.Path, settings: dict[str, Any], say: Callable[[str], 
   if path.exists() and json.loads(path.read_text()) != settings:
     say(f"features: those in {folder} are of other parameters, and are computed anew")
     shutil.rmtree(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  partial = path.with_suffix(".partial")
-  partial.write_text(json.dumps(settings, indent=1) + "\n")
-  partial.replace(path)
+  write_json(path, settings)
 
 
 def _path(folder: pathlib.Path, index: int, name: str) -> pathlib.Path:

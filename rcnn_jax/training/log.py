@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from rcnn_jax.files import write_text
 from rcnn_jax.training.optim import TrainingError
 
 
@@ -42,9 +43,7 @@ class RunLog:
 
     kept = [row for row in rows(workdir) if row["step"] <= resume_step]
     path = pathlib.Path(workdir, "metrics.jsonl")
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-    partial.replace(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = path.open("a")
     self._board = SummaryWriter(str(pathlib.Path(workdir, "tensorboard")), purge_step=resume_step + 1)
 

@@ -109,12 +109,13 @@ def _trunk_names(flat: dict) -> dict[str, str]:
 
 def _without_timms_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
   """timm's fc6 and fc7 as torchvision's: matrices under the names of its classifier."""
-  flat = lambda tensor: tensor.reshape(len(tensor), -1) if tensor.ndim == 4 else tensor
-  parts = {name: name.rpartition(".") for name in tensors}
-  return {
-    f"{TIMM[layer]}.{leaf}" if layer in TIMM else name: flat(tensors[name]) if layer in TIMM else tensors[name]
-    for name, (layer, _, leaf) in parts.items()
-  }
+  renamed = {}
+  for name, tensor in tensors.items():
+    layer, _, leaf = name.rpartition(".")
+    if layer in TIMM:
+      name, tensor = f"{TIMM[layer]}.{leaf}", tensor.reshape(len(tensor), -1) if leaf == "weight" else tensor
+    renamed[name] = tensor
+  return renamed
 
 
 def _check_names(path: str, names: dict[str, str], tensors: Iterable[str]) -> None:

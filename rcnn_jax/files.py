@@ -1,0 +1,24 @@
+"""Files that are whole or not there: a program that ends while it writes leaves what stood there before."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file, and makes its folder if need be."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(f"{path.name}.partial")
+  partial.write_text(text)
+  partial.replace(path)
+
+
+def write_json(path: pathlib.Path, form: Any, indent: int | None = 1, allow_nan: bool = False) -> None:
+  """Writes a value as JSON; in one line where `indent` is None.
+
+  Raises:
+    ValueError: for NaN and infinity, which JSON has not, unless `allow_nan`: for settings, which only we read.
+  """
+  write_text(path, json.dumps(form, indent=indent, allow_nan=allow_nan) + "\n")
