@@ -8,10 +8,10 @@ from typing import Any
 
 
 def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a file, and makes its folder if need be."""
+  """Writes a file in UTF-8, and makes its folder if need be."""
   path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_name(f"{path.name}.partial")
-  partial.write_text(text)
+  partial.write_text(text, encoding="utf-8")
   partial.replace(path)
 
 

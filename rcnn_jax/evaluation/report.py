@@ -18,6 +18,7 @@ from PIL import Image
 
 from rcnn_jax.evaluation import page, plots
 from rcnn_jax.evaluation.detect import EvaluationError
+from rcnn_jax.files import write_text
 
 HEADLINES = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "keypoints/AP", "voc/mAP_area", "voc/mAP_11pt")
 PLOTTED = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "keypoints/AP", "voc/mAP_area")
@@ -86,7 +87,8 @@ def write_report(workdir) -> pathlib.Path:
     curves.append(_save(run.workdir / "ap.png", plots.metric_figure(rows, plotted)))
   name = run.settings.get("name", run.workdir.resolve().name)
   path = run.workdir / "report.html"
-  path.write_text(
+  write_text(
+    path,
     page.document(
       f"{name}: report",
       [
@@ -106,7 +108,6 @@ def write_report(workdir) -> pathlib.Path:
         page.section("Versions", page.table(["", ""], _versions())),
       ],
     ),
-    encoding="utf-8",
   )
   return path
 
