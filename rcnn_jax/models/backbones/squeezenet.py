@@ -28,9 +28,15 @@ class Fire(nn.Module):
 
 
 class SqueezeNet(nn.Module):
-  """SqueezeNet 1.1's features: `levels` names the fires whose outputs are handed on."""
+  """SqueezeNet 1.1's features: `levels` names the fires whose outputs are handed on.
+
+  As published, neither conv1 nor a pooling pads, so cell j of a level looks at the pixels about stride * j + stride - 1,
+  nearly a whole cell from where anchors and RoI Align (not aligned) expect it. `padded`, it looks at stride * j, as a
+  ResNet's does. The weights fit both.
+  """
 
   levels: tuple[int, ...] = (9,)
+  padded: bool = False
   pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
   pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
@@ -42,12 +48,13 @@ class SqueezeNet(nn.Module):
   @nn.compact
   def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
     """x: normalised images f[B, H, W, 3] -> one f[B, H/stride, W/stride, C] a level."""
-    x = nn.relu(Conv(64, kernel_size=3, stride=2, padding=0, name="conv1")(x))
-    x = max_pool(x, 3, 2, ceil_mode=True)
+    padding = int(self.padded)
+    pool = lambda x: max_pool(x, 3, 2, padding, ceil_mode=not self.padded)
+    x = pool(nn.relu(Conv(64, kernel_size=3, stride=2, padding=padding, name="conv1")(x)))
     outputs = {}
     for number, (squeeze, expand) in enumerate(FIRES, start=2):
       x = Fire(squeeze, expand, name=f"fire{number}")(x)
       outputs[number] = x
       if number in (3, 5):
-        x = max_pool(x, 3, 2, ceil_mode=True)
+        x = pool(x)
     return tuple(outputs[level] for level in self.levels)
