@@ -12,11 +12,14 @@ import dataclasses
 
 from experiments.faster_rcnn_squeezenet_bccd import experiment as faster
 from experiments.mask_rcnn_squeezenet_fpn_nuclei import experiment as nuclei
+from rcnn_jax.models.backbones.fpn import Fpn
+from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 
 experiment = dataclasses.replace(
   faster,
   name="mask_rcnn_boxes_squeezenet_fpn_bccd",
   model=nuclei.model.clone(
+    backbone=Fpn(SqueezeNet(levels=(3, 5, 9)), channels=128),
     proposer=nuclei.model.proposer.clone(
       anchor_sizes=((32.0,), (64.0,), (128.0,), (256.0,)), num_post_nms=faster.model.proposer.num_post_nms
     ),

@@ -34,7 +34,7 @@ experiment = Experiment(
     load_masks=True,
   ),
   model=Detector(
-    backbone=Fpn(SqueezeNet(levels=(3, 5, 9)), channels=128),
+    backbone=Fpn(SqueezeNet(levels=(3, 5, 9), padded=True), channels=128),
     proposer=Rpn(
       anchor_sizes=((16.0,), (32.0,), (64.0,), (128.0,)), num_pre_nms=(1000, 1000), num_post_nms=(500, 500)
     ),

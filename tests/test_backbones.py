@@ -31,6 +31,8 @@ def count(variables, collection="params"):
   [
     (SqueezeNet(), [(2, 3, 5, 512)]),
     (SqueezeNet(levels=(3, 5, 9)), [(2, 15, 23, 128), (2, 7, 11, 256), (2, 3, 5, 512)]),
+    (SqueezeNet(levels=(3, 5, 9), padded=True), [(2, 16, 24, 128), (2, 8, 12, 256), (2, 4, 6, 512)]),
+    (SqueezeNet(levels=(3, 5, 9), padded=True), [(2, 16, 24, 128), (2, 8, 12, 256), (2, 4, 6, 512)]),
     (Vgg16(), [(2, 4, 6, 512)]),
     (ResNet(18, levels=(4,)), [(2, 4, 6, 256)]),
     (ResNet(50, levels=(4,)), [(2, 4, 6, 1024)]),
@@ -45,7 +47,7 @@ def test_each_level_has_the_size_and_channels_of_its_paper(model, expected):
   found, _ = shapes(model)
   assert found == expected
   assert len(model.strides) == len(expected)
-  if not isinstance(model, SqueezeNet):  # whose first convolution is not padded, so that its maps are smaller
+  if not isinstance(model, SqueezeNet) or model.padded:  # without padding its maps are smaller
     assert [(-(-64 // stride), -(-96 // stride)) for stride in model.strides] == [shape[1:3] for shape in expected]
 
 
@@ -66,6 +68,28 @@ def test_parameters_are_as_many_as_the_published_implementation_has(model, publi
     model = model.clone(norm="batch")
   _, variables = shapes(model)
   assert count(variables) == published
+
+
+@pytest.mark.parametrize(
+  "model, shifts",
+  [
+    (SqueezeNet(levels=(3, 5)), [3, 7]),
+    (SqueezeNet(levels=(3, 5), padded=True), [0, 0]),
+    (ResNet(18, levels=(2, 3)), [0, 0]),
+  ],
+  ids=["SqueezeNet", "SqueezeNet, padded", "ResNet-18"],
+)
+def test_cell_j_of_a_level_looks_at_the_pixels_about_its_stride_times_j(model, shifts):
+  """... or, without padding, to the right of it by `shifts`; measured with one bright column of pixels at a time."""
+  width = 128
+  columns = jnp.broadcast_to(jnp.eye(width)[:, None, :, None], (width, 32, width, 3))
+  variables = model.init(KEY, columns[:1])
+  positive = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.01 if leaf.ndim > 1 else 0), variables["params"])
+  levels = jax.jit(lambda columns: model.apply({**variables, "params": positive}, columns))(columns)
+  for level, stride, shift in zip(levels, model.strides, shifts):
+    cell = level.shape[2] // 2
+    seen = np.flatnonzero(level[:, level.shape[1] // 2, cell].sum(-1))
+    assert (seen[0] + seen[-1]) / 2 == stride * cell + shift
 
 
 def test_a_frozen_norm_has_no_parameters_and_a_trainable_one_updates_its_statistics():

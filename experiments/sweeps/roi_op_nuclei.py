@@ -18,7 +18,7 @@ def pooled_by(op: type) -> dict:
 
 
 sweep = Sweep(
-  base,
+  base.override({"model.backbone.bottom_up.padded": False}),
   axes={"roi_op": {"align": {}, "warp": pooled_by(RoiWarp), "max_pool": pooled_by(RoiMaxPool)}},
   seeds=(0, 1, 2),
   metrics=("bbox/AP", "segm/AP", "segm/AP50", "segm/AP75"),
