@@ -27,7 +27,7 @@ def kind(part: dict) -> str:
 
 def backbone_of(part: dict) -> tuple[torch.nn.Module, list[str]]:
   """(backbone, names of the levels that RoIs are pooled from); raises ValueError for one that is not known here."""
-  if kind(part) == "SqueezeNet" and part["levels"] == [9]:
+  if kind(part) == "SqueezeNet" and part["levels"] == [9] and not part["padded"]:
     features = torchvision.models.squeezenet1_1(weights=None).features
     features.out_channels = 512
     return features, ["0"]

@@ -30,9 +30,9 @@ class Fire(nn.Module):
 class SqueezeNet(nn.Module):
   """SqueezeNet 1.1's features: `levels` names the fires whose outputs are handed on.
 
-  As published, neither conv1 nor a pooling pads, so cell j of a level looks at the pixels about stride * j + stride - 1,
-  nearly a whole cell from where anchors and RoI Align (not aligned) expect it. `padded`, it looks at stride * j, as a
-  ResNet's does. The weights fit both.
+  As published, neither conv1 nor a pooling pads, so that cell j of a level looks at the pixels about
+  stride * j + stride - 1, nearly a whole cell from where anchors and RoI Align (not aligned) expect it. `padded`, it
+  looks at stride * j, as a ResNet's does. The weights fit both.
   """
 
   levels: tuple[int, ...] = (9,)
