@@ -48,7 +48,7 @@ experiment = Experiment(
   ),
   model=Detector(
     backbone=Fpn(ResNet(50, norm_epsilon=0.0)),  # as torchvision sets it for its published weights
-    proposer=Rpn(),
+    proposer=Rpn(canvas_strides=True),
     pool=RoiAlign(output_size=7, num_levels=4),
     trunk=FcTrunk((1024, 1024), initial="pytorch"),
     box=BoxHead(initial="pytorch"),

@@ -17,6 +17,8 @@ import numpy as np
 RATIOS = (0.5, 1.0, 2.0)
 SINGLE = {"sizes": ((32.0, 64.0),), "strides": (16,), "canvas": (64, 96)}
 PYRAMID = {"sizes": ((8.0,), (16.0,), (32.0,)), "strides": (4, 8, 16), "canvas": (64, 96)}
+# Levels on a canvas that their strides do not divide, maps rounded up: (sizes, stride, map) of each.
+UNEVEN = {"levels": (((64.0,), 32, (3, 5)), ((128.0,), 64, (2, 3))), "canvas": (96, 160)}
 IMAGE_SIZES = ((64, 80), (50, 96))  # (height, width) of the images on those canvases
 
 PROPOSAL_COUNTS = ({"training": 60, "testing": 40}, {"training": 50, "testing": 15})  # before and after NMS

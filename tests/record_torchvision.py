@@ -110,6 +110,14 @@ def anchors_of(setting: dict) -> list[torch.Tensor]:
 
 
 @record
+def anchors_of_uneven_levels() -> dict:
+  sizes, _, cells = zip(*filling.UNEVEN["levels"])
+  generator = AnchorGenerator(sizes, (filling.RATIOS,) * len(sizes))
+  canvas = ImageList(torch.zeros(1, 3, *filling.UNEVEN["canvas"]), [filling.UNEVEN["canvas"]])
+  return {"anchors": generator(canvas, [torch.zeros(1, 1, *size) for size in cells])[0]}
+
+
+@record
 def box_coder() -> dict:
   boxes, anchors, deltas = map(tensor, filling.coder_case())
   answers = {}

@@ -71,6 +71,17 @@ def test_anchors(name, setting):
     np.testing.assert_array_equal(grid, recorded("anchors")[f"{name}{level}"])
 
 
+def test_anchors_of_levels_whose_stride_does_not_divide_the_canvas():
+  sizes, strides, cells = zip(*filling.UNEVEN["levels"])
+  rpn = Rpn(anchor_sizes=sizes, canvas_strides=True)
+  grids = rpn.grids(cells, strides, filling.UNEVEN["canvas"])
+  np.testing.assert_array_equal(np.concatenate(grids), recorded("anchors_of_uneven_levels")["anchors"])
+  # By their own strides, as Detectron2's, those of the coarser level lie elsewhere.
+  fine, coarse = rpn.clone(canvas_strides=False).grids(cells, strides, filling.UNEVEN["canvas"])
+  np.testing.assert_array_equal(fine, grids[0])
+  assert coarse.shape == grids[1].shape and not np.array_equal(coarse, grids[1])
+
+
 @pytest.mark.parametrize("name, weights", [("rpn", (1.0, 1.0, 1.0, 1.0)), ("heads", (10.0, 10.0, 5.0, 5.0))])
 def test_box_coder_in_both_directions_and_beyond_the_clamp(name, weights):
   case, origins, deltas = filling.coder_case()

@@ -73,6 +73,7 @@ def detector(depth: int = 18) -> Detector:
     backbone=Fpn(ResNet(depth)),
     proposer=Rpn(
       anchor_sizes=setting["anchor_sizes"],
+      canvas_strides=True,
       num_pre_nms=setting["num_pre_nms"],
       num_post_nms=setting["num_post_nms"],
       num_samples=filling.EVERY_ANCHOR,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from rcnn_jax.models.layers import Conv, normalise
 from rcnn_jax.ops import anchors, assign, boxes, losses, nms, random
@@ -43,6 +46,9 @@ class Rpn(nn.Module):
   anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
   anchor_ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
   rounded_anchors: bool = True  # to whole pixels; Detectron2: False
+  # Whether a level's anchors lie as many pixels apart as the canvas has for each of its cells, rounded down, and not
+  # its stride (Detectron2). It is torchvision's: on a canvas of 800 pixels, P6 has 13 cells, 61 pixels apart, not 64.
+  canvas_strides: bool = False
   channels: int | None = None  # of the 3×3 convolutions; None: as many as the features have
   num_convs: int = 1
   num_pre_nms: tuple[int, int] = (2000, 1000)
@@ -66,13 +72,21 @@ class Rpn(nn.Module):
       sizes = len(self.anchor_sizes)
       raise ValueError(f"Rpn has anchor sizes for {sizes} level(s), the backbone gives {len(features)}")
     logits, deltas = self.predict(features)
-    grids = [
-      anchors.grid(feature.shape[1:3], stride, sizes, self.anchor_ratios, rounded=self.rounded_anchors)
-      for feature, stride, sizes in zip(features, strides, self.anchor_sizes)
-    ]
+    grids = self.grids([feature.shape[1:3] for feature in features], strides, batch.image.shape[1:3])
     train = key is not None
     proposals = self.propose(jax.lax.stop_gradient(logits), jax.lax.stop_gradient(deltas), grids, batch, train)
     return proposals, self.losses(logits, deltas, grids, batch, key) if train else {}
+
+  @nn.nowrap
+  def grids(
+    self, feature_sizes: Sequence[tuple[int, int]], strides: Sequence[int], canvas: tuple[int, int]
+  ) -> list[np.ndarray]:
+    """The anchors of each level, f32[A_l, 4] in canvas pixels; sizes are (height, width), the canvas' in pixels."""
+    levels = []
+    for cells, stride, sizes in zip(feature_sizes, strides, self.anchor_sizes):
+      apart = tuple(np.floor_divide(canvas, cells)) if self.canvas_strides else stride
+      levels.append(anchors.grid(cells, apart, sizes, self.anchor_ratios, rounded=self.rounded_anchors))
+    return levels
 
   def predict(self, features: tuple[Array, ...]) -> tuple[list[Array], list[Array]]:
     """Objectness logits f32[B, A_l] and box deltas f32[B, A_l, 4] of each level; the head is shared by all."""
