@@ -32,7 +32,6 @@ def count(variables, collection="params"):
     (SqueezeNet(), [(2, 3, 5, 512)]),
     (SqueezeNet(levels=(3, 5, 9)), [(2, 15, 23, 128), (2, 7, 11, 256), (2, 3, 5, 512)]),
     (SqueezeNet(levels=(3, 5, 9), padded=True), [(2, 16, 24, 128), (2, 8, 12, 256), (2, 4, 6, 512)]),
-    (SqueezeNet(levels=(3, 5, 9), padded=True), [(2, 16, 24, 128), (2, 8, 12, 256), (2, 4, 6, 512)]),
     (Vgg16(), [(2, 4, 6, 512)]),
     (ResNet(18, levels=(4,)), [(2, 4, 6, 256)]),
     (ResNet(50, levels=(4,)), [(2, 4, 6, 1024)]),
