@@ -13,7 +13,7 @@ from rcnn_jax.data import transforms
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.proposals import Regions, StoredProposals
 from rcnn_jax.data.selective_search import SelectiveSearch
-from rcnn_jax.data.source import Annotations, Source, clean, object_faults
+from rcnn_jax.data.source import Annotations, Source, clean, overview, require_masks
 from rcnn_jax.types import Batch, GroundTruth, Proposals
 
 logger = logging.getLogger(__name__)
@@ -56,41 +56,31 @@ class Survey:
 
   sizes: tuple[tuple[int, int], ...]  # n original sizes, (height, width)
   num_trainable: np.ndarray  # i32[n], objects that are neither faulty nor crowds
-  num_keypoints: np.ndarray  # i32[n], labelled joints of these; 0 where keypoints are not loaded
+  num_keypoints: np.ndarray  # i32[n], labelled joints of these
   max_objects: int
 
 
 def survey(data: Data, source: Source) -> Survey:
-  """Reads all annotations once; logs one line about faulty objects and one about objects beyond `max_objects`.
+  """Looks through all annotations; logs one line about faulty objects and one about objects beyond `max_objects`.
 
   Raises:
     DataError: masks or keypoints are asked for and the source has none.
   """
   if data.load_keypoints and source.keypoints is None:
     raise DataError("load_keypoints is set, but the data set names no keypoints")
-  sizes, num_trainable, num_keypoints, counts, faults = [], [], [], [], []
-  for index in range(len(source)):
-    annotations = source.annotations(index, masks=data.load_masks)
-    _require_masks(data, annotations)
-    faulty = object_faults(annotations)
-    faults += [f"{annotations.file_name}: object {annotations.ids[row]}: {why}" for row, why in faulty.items()]
-    sizes.append(annotations.size)
-    counts.append(len(annotations.boxes) - len(faulty))
-    trainable = [row for row, crowd in enumerate(annotations.crowd) if not crowd and row not in faulty]
-    num_trainable.append(len(trainable))
-    labelled = annotations.keypoints[trainable, :, 2] > 0 if data.load_keypoints else ()
-    num_keypoints.append(np.count_nonzero(labelled))
-  if faults:
-    logger.warning("faulty objects dropped: %d (first: %s)", len(faults), faults[0])
+  found = overview(source, data.load_masks)
+  if found.num_faulty:
+    logger.warning("faulty objects dropped: %d (first: %s)", found.num_faulty, found.first_fault)
   max_objects = data.max_objects
   if max_objects is None:
-    max_objects = -(-max(counts + [1]) // 8) * 8
-  excess = [(index, count - max_objects) for index, count in enumerate(counts) if count > max_objects]
-  if excess:
-    name = source.annotations(excess[0][0], masks=False).file_name
-    total = sum(number for _, number in excess)
+    max_objects = -(-max(found.num_objects.max(initial=0), 1) // 8) * 8
+  excess = np.flatnonzero(found.num_objects > max_objects)
+  if len(excess):
+    name = source.annotations(int(excess[0]), masks=False).file_name
+    total = int((found.num_objects[excess] - max_objects).sum())
     logger.warning("objects beyond max_objects=%d dropped: %d (first: %s)", max_objects, total, name)
-  return Survey(tuple(sizes), np.array(num_trainable, np.int32), np.array(num_keypoints, np.int32), max_objects)
+  sizes = tuple((height, width) for height, width in found.sizes.tolist())
+  return Survey(sizes, found.num_trainable, found.num_keypoints, int(max_objects))
 
 
 def canvas_of(size: tuple[int, int], data: Data) -> tuple[int, int]:
@@ -117,7 +107,8 @@ def load(
     DataError: the image cannot be decoded, or has another size than its annotations say.
   """
   raw = source.annotations(index, masks=data.load_masks)
-  _require_masks(data, raw)
+  if data.load_masks:
+    require_masks(raw)
   annotations = clean(raw)
   image = source.image(index)
   if image.shape[:2] != tuple(annotations.size):
@@ -173,11 +164,6 @@ def stack(examples: Sequence[Batch]) -> Batch:
   import jax
 
   return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
-
-
-def _require_masks(data: Data, annotations: Annotations) -> None:
-  if data.load_masks and len(annotations.boxes) and annotations.segmentations is None:
-    raise DataError(f"{annotations.file_name}: load_masks is set, but the objects have no masks")
 
 
 def _example(data, source, image, annotations: Annotations, canvas, max_objects, rng, room) -> Batch:

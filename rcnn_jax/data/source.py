@@ -7,11 +7,12 @@ returns the `Source`. Annotations are kept as they were written, faults included
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
-from rcnn_jax.data.errors import Fault
+from rcnn_jax.data.errors import DataError, Fault
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +58,7 @@ class KeypointNames:
 class Annotations:
   """The objects of one image of N objects, in pixels of the original image, as the data set has them."""
 
-  image_id: int
+  image_id: int  # 0 <= image_id < 2**31: what metrics, loaders and random draws know the image by
   file_name: str
   size: tuple[int, int]  # (height, width)
   boxes: np.ndarray  # f32[N, 4], xyxy, continuous
@@ -68,6 +69,7 @@ class Annotations:
   areas: np.ndarray  # f32[N], as the data set gives them: COCO's is the mask's area
   segmentations: tuple[dict, ...] | None = None  # N run-length encodings as COCO writes them: size, counts (str)
   keypoints: np.ndarray | None = None  # f32[N, J, 3]: x, y as the data set gives them, visibility
+  file_id: int | str | None = None  # the data set's own id, which results are written with; None: the image_id
 
   def take(self, rows: np.ndarray) -> Annotations:
     """The objects at `rows` (i64[n]), in that order."""
@@ -92,6 +94,61 @@ class Source(Protocol):
 
   def image(self, index: int) -> np.ndarray:
     """u8[H, W, 3], RGB. Raises DataError where the file is missing, truncated or no image."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Overview:
+  """What is known of all n images of a source before the first of them is decoded."""
+
+  sizes: np.ndarray  # i32[n, 2], original sizes, (height, width)
+  num_objects: np.ndarray  # i32[n], objects that are not faulty
+  num_trainable: np.ndarray  # i32[n], objects that are neither faulty nor crowds
+  num_keypoints: np.ndarray  # i32[n], labelled joints of the trainable objects; 0 where the source names no joints
+  num_faulty: int  # objects of all images
+  first_fault: str | None  # of these, in one line: file, object, reason
+
+
+def overview(source: Source, masks: bool) -> Overview:
+  """An overview of the source; with `masks`, an object whose mask is missing or empty is faulty.
+
+  A source that holds its objects as arrays has a method `overview(masks)` of its own; of others, the annotations
+  are read image by image.
+
+  Raises:
+    DataError: `masks`, and the objects of an image have none.
+  """
+  own = getattr(source, "overview", None)
+  if own is not None:
+    return own(masks)
+  sizes, counts, faults = [], [], []
+  for index in range(len(source)):
+    annotations = source.annotations(index, masks=masks)
+    if masks:
+      require_masks(annotations)
+    faulty = object_faults(annotations)
+    faults += [f"{annotations.file_name}: object {annotations.ids[row]}: {why}" for row, why in faulty.items()]
+    trainable = [row for row, crowd in enumerate(annotations.crowd) if not crowd and row not in faulty]
+    labelled = () if annotations.keypoints is None else annotations.keypoints[trainable, :, 2] > 0
+    sizes.append(annotations.size)
+    counts.append((len(annotations.boxes) - len(faulty), len(trainable), np.count_nonzero(labelled)))
+  columns = np.array(counts, np.int32).reshape(-1, 3).T
+  return Overview(np.array(sizes, np.int32).reshape(-1, 2), *columns, len(faults), next(iter(faults), None))
+
+
+def concatenate(overviews: Sequence[Overview]) -> Overview:
+  """The overview of several sources as one, in their order; of at least one."""
+  arrays = ("sizes", "num_objects", "num_trainable", "num_keypoints")
+  return Overview(
+    **{name: np.concatenate([getattr(one, name) for one in overviews]) for name in arrays},
+    num_faulty=sum(one.num_faulty for one in overviews),
+    first_fault=next((one.first_fault for one in overviews if one.first_fault is not None), None),
+  )
+
+
+def require_masks(annotations: Annotations) -> None:
+  """Raises DataError where the image has objects and these have no masks."""
+  if len(annotations.boxes) and annotations.segmentations is None:
+    raise DataError(f"{annotations.file_name}: load_masks is set, but the objects have no masks")
 
 
 def box_fault(box: np.ndarray, size: tuple[int, int]) -> str | None:

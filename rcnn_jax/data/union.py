@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from rcnn_jax.data.errors import DataError, Fault
-from rcnn_jax.data.source import Annotations, Category, KeypointNames, Source
+from rcnn_jax.data.source import Annotations, Category, KeypointNames, Overview, Source, concatenate, overview
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,11 @@ class UnionSource:
   def annotations(self, index: int, masks: bool = True) -> Annotations:
     """The objects of image `index`."""
     source, place = self._place(index)
-    return dataclasses.replace(source.annotations(place, masks), image_id=index + 1)
+    return dataclasses.replace(source.annotations(place, masks), image_id=index + 1, file_id=None)
+
+  def overview(self, masks: bool) -> Overview:
+    """Those of the parts, one behind the other. Raises DataError as `source.overview` does."""
+    return concatenate([overview(part, masks) for part in self.sources])
 
   def image(self, index: int) -> np.ndarray:
     """u8[H, W, 3] RGB."""
