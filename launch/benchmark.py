@@ -54,8 +54,8 @@ def define_flags() -> None:
   )
   flags.DEFINE_integer("iterations", 3, "Steps in a repeat.", lower_bound=1)
   flags.DEFINE_enum("peer", None, ["torchvision"], "Measure this too, in turns with ours.")
-  flags.DEFINE_string("peer_python", None, "The Python that has the peer installed.")
-  flags.DEFINE_string("output", None, "Write the numbers to this JSON file.")
+  launch_flags.define_path("peer_python", "The Python that has the peer installed.")
+  launch_flags.define_path("output", "Write the numbers to this JSON file.")
 
 
 def main(argv: list[str]) -> None:

@@ -22,7 +22,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the options of this command."""
   launch_flags.define_run()
-  flags.DEFINE_string("outdir", None, "Where to write instead of WORKDIR/eval/STEP, e.g. with --set of other data.")
+  launch_flags.define_path("outdir", "Where to write instead of WORKDIR/eval/STEP, e.g. with --set of other data.")
 
 
 def main(argv: list[str]) -> None:

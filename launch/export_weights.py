@@ -25,7 +25,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the options of this command."""
   launch_flags.define_run()
-  flags.DEFINE_string("output", None, "The .safetensors file to be written.", required=True)
+  launch_flags.define_path("output", "The .safetensors file to be written.", required=True)
   flags.DEFINE_enum("target", "torchvision", list(LIBRARIES), "The library that is to read it.")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -12,10 +13,28 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
+from launch import ending
 from rcnn_jax import experiment as experiments
 from rcnn_jax.experiment import Experiment
 
 FLAGS = flags.FLAGS
+
+
+class _PathParser(flags.ArgumentParser):
+  """Takes the path of a file or folder, with `~` for the home folder wherever the shell has left it."""
+
+  syntactic_help = "a path"
+
+  def parse(self, argument: str) -> str:
+    """The path with `~` or `~user` at its beginning replaced."""
+    if not argument:
+      raise ValueError("nothing stands behind '='")
+    return os.path.expanduser(argument)
+
+
+def define_path(name: str, help_text: str, required: bool = False) -> None:
+  """Defines a flag for the path of a file or folder, None where it is not given."""
+  flags.DEFINE(_PathParser(), name, None, help_text, required=required)
 
 
 def define_experiment() -> None:
@@ -31,7 +50,7 @@ def define_experiment() -> None:
 
 def define_run() -> None:
   """Defines --workdir, --checkpoint, --experiment and --set, for commands that work on a run."""
-  flags.DEFINE_string("workdir", None, "The run directory.", required=True)
+  define_path("workdir", "The run directory.", required=True)
   flags.DEFINE_string("checkpoint", "best", "best, latest or a step.")
   flags.DEFINE_string("experiment", None, "The run's experiment file, if that defines classes of its own.")
   define_set()
@@ -96,9 +115,10 @@ def parameters(experiment: Experiment) -> str:
 
 
 def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> None:
-  """Runs a command under absl; what the project itself raises becomes one line on stderr and a non-zero exit.
+  """Runs a command under absl; whatever it raises becomes one line on stderr and a non-zero exit.
 
-  Flags are defined here rather than at import, so that one command may import another.
+  Flags are defined here rather than at import, so that one command may import another. With --debug, the traceback
+  is shown.
   """
 
   def guarded(argv: list[str]) -> None:
@@ -107,22 +127,44 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> 
       _end(f"unexpected argument {argv[1]!r}; every option is --name=value", 2)
     try:
       main(argv)
-    except Exception as error:
-      ours = type(error).__module__.startswith(("rcnn_jax.", "launch.", "__main__"))
-      if not (ours or isinstance(error, (OSError, app.UsageError))):
+      sys.stdout.flush()
+    except (Exception, KeyboardInterrupt) as error:
+      if FLAGS.debug:
         raise
-      _end(str(error), getattr(error, "exit_status", 1))
+      reason, status = ending.reason_of(error, _folder()), ending.status_of(error)
+      ending.silence(error)
+      _end(reason, status)
 
+  flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
   define_flags()
   for flag in FLAGS.get_flags_for_module(__name__):
     FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # so that --help lists it beside the command's own
-  app.run(guarded)
+  app.run(guarded, flags_parser=_parsed)
+
+
+def _folder() -> str | None:
+  """Where the command writes, as far as its flags say."""
+  named = (FLAGS[name].value for name in ("output", "outdir", "workdir") if name in FLAGS)
+  return next(filter(None, named), None)
+
+
+def _parsed(argv: list[str]) -> list[str]:
+  """What the command line holds beside flags; ends the command where a flag is unknown or its value does not fit."""
+  try:
+    return FLAGS(argv)
+  except flags.Error as error:
+    _end(str(error), 1)
 
 
 def _set_up_logging() -> None:
-  """The project's warnings as plain lines on stderr; of the libraries, errors alone unless --verbosity says more."""
+  """The project's warnings as plain lines on stderr; of the libraries nothing, unless --verbosity or --debug ask.
+
+  What libraries log of an error, in whole tracebacks, they raise as well.
+  """
+  if not FLAGS.debug:
+    ending.in_one_line()
   if not FLAGS["verbosity"].present:
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    absl_logging.set_verbosity(absl_logging.ERROR if FLAGS.debug else absl_logging.FATAL)
   handler = logging.StreamHandler(sys.stderr)
   handler.setFormatter(logging.Formatter("warning: %(message)s"))
   project = logging.getLogger("rcnn_jax")
@@ -132,5 +174,8 @@ def _set_up_logging() -> None:
 
 
 def _end(reason: str, status: int) -> None:
-  print(reason if status >= 128 else f"error: {reason}", file=sys.stderr, flush=True)
+  """Says why the command ends, and nothing more: threads may fail while it does."""
+  ending.say_no_more()
+  if reason:
+    print(reason if status >= 128 else f"error: {reason}", file=sys.stderr, flush=True)
   sys.exit(status)

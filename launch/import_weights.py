@@ -36,8 +36,8 @@ def define_flags() -> None:
   flags.DEFINE_enum(
     "source", None, list(LIBRARIES), "The detector's library; without it, the names in the file tell."
   )
-  flags.DEFINE_string("weights", None, "The file: .pth, .pt, .pkl or .safetensors.", required=True)
-  flags.DEFINE_string("workdir", None, "The run directory to be made; it must be new or empty.", required=True)
+  launch_flags.define_path("weights", "The file: .pth, .pt, .pkl or .safetensors.", required=True)
+  launch_flags.define_path("workdir", "The run directory to be made; it must be new or empty.", required=True)
   flags.DEFINE_string("skip", None, "Regular expression of parameters to leave random, e.g. '(box|mask)/.*'.")
 
 

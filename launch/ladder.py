@@ -104,7 +104,7 @@ class Climb:
 def define_flags() -> None:
   """Defines the options of this command."""
   usual = {field.name: field.default for field in dataclasses.fields(Settings)}
-  flags.DEFINE_string("workdir", None, "Folder of the ladder, with a run directory for each rung.", required=True)
+  launch_flags.define_path("workdir", "Folder of the ladder, with a run directory for each rung.", required=True)
   flags.DEFINE_list("rungs", list(RUNGS), "Experiments, names or files, that make up the table, in its order.")
   launch_flags.define_set()
   flags.DEFINE_integer(

@@ -34,7 +34,7 @@ def define_flags() -> None:
   """Defines the options of this command."""
   launch_flags.define_run()
   flags.DEFINE_string("images", None, "The image files, e.g. 'photos/*.jpg' or 'photos/**/*.png'.", required=True)
-  flags.DEFINE_string("output", None, "Directory for pictures and detections.json.", required=True)
+  launch_flags.define_path("output", "Directory for pictures and detections.json.", required=True)
   flags.DEFINE_float("min_score", 0.05, "Detections of a lower score are left out.", 0.0, 1.0)
 
 

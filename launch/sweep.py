@@ -42,7 +42,7 @@ def define_flags() -> None:
   flags.DEFINE_string(
     "sweep", None, "Name of a file in experiments/sweeps/, or the path of a .py file.", required=True
   )
-  flags.DEFINE_string("workdir", None, "The directory of all trials.", required=True)
+  launch_flags.define_path("workdir", "The directory of all trials.", required=True)
   flags.DEFINE_bool("dry_run", False, "Say what would be run and what is finished, and exit.")
   flags.DEFINE_string("trial", None, "Run this one alone, in this process.")
   launch_flags.define_set()

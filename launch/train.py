@@ -38,11 +38,11 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the options of this command."""
   launch_flags.define_experiment()
-  flags.DEFINE_string("workdir", None, "The run directory.")
-  flags.DEFINE_string("init_from", None, "Start from another run's parameters: DIR, DIR@latest or DIR@STEP.")
+  launch_flags.define_path("workdir", "The run directory.")
+  launch_flags.define_path("init_from", "Start from another run's parameters: DIR, DIR@latest or DIR@STEP.")
   flags.DEFINE_string("init_from_skip", None, "Regular expression of the parameters that --init_from leaves alone.")
   flags.DEFINE_integer("log_every", 20, "Steps between two lines of progress.", lower_bound=1)
-  flags.DEFINE_string("compilation_cache", None, "Directory in which compiled programs are kept from run to run.")
+  launch_flags.define_path("compilation_cache", "Directory in which compiled programs are kept from run to run.")
   flags.DEFINE_bool("distributed", False, "One of several processes of a cluster: call jax.distributed.initialize().")
 
 

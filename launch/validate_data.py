@@ -25,10 +25,10 @@ def define_flags() -> None:
   """Defines the options of this command."""
   flags.DEFINE_string("experiment", None, "Name or file of an experiment: its training and evaluation data.")
   launch_flags.define_set()
-  flags.DEFINE_string("voc", None, "A folder in the layout of Pascal VOC.")
+  launch_flags.define_path("voc", "A folder in the layout of Pascal VOC.")
   flags.DEFINE_string("split", "trainval", "With --voc: the split, ImageSets/Main/SPLIT.txt.")
-  flags.DEFINE_string("coco_images", None, "A folder of images, with --coco_annotations.")
-  flags.DEFINE_string("coco_annotations", None, "A COCO annotation file, with --coco_images.")
+  launch_flags.define_path("coco_images", "A folder of images, with --coco_annotations.")
+  launch_flags.define_path("coco_annotations", "A COCO annotation file, with --coco_images.")
 
 
 def main(argv: list[str]) -> None:

@@ -7,25 +7,25 @@ does anything that builds or trains.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
 import importlib
 import importlib.util
 import math
+import os
 import pathlib
 import sys
+import traceback
 import types
 import typing
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
+from rcnn_jax.fields import ExperimentError, Text, checked, element_hint, field_hint, fields_of
+
 ABSENT = "<absent>"  # what `diff` shows for a path that one of the two does not have
-
-
-class ExperimentError(ValueError):
-  """An experiment that cannot be found, read or changed as asked."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,7 @@ class BackboneWeights:
     """Returns `variables` with these leaves taken from the file."""
     from rcnn_jax.weights import backbone
 
-    return backbone.load(self.path, variables, self.trunk)
+    return backbone.load(os.path.expanduser(self.path), variables, self.trunk)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Experiment:
       path, equals, text = assignment.partition("=")
       if not equals:
         raise ExperimentError(f"--set={assignment}: expected path=value")
-      changed = _replace(changed, path.strip().split("."), _Text(text.strip()), path.strip(), self)
+      changed = _replace(changed, path.strip().split("."), Text(text.strip()), path.strip(), self)
     return changed
 
 
@@ -101,18 +101,12 @@ class Experiment:
 def children(node: Any) -> dict[str, Any] | None:
   """The named parts of a dataclass, Linen module, tuple, list or dict; None for a leaf."""
   if dataclasses.is_dataclass(node) and not isinstance(node, type):
-    return {f.name: getattr(node, f.name) for f in _fields(type(node))}
+    return {f.name: getattr(node, f.name) for f in fields_of(type(node))}
   if isinstance(node, (tuple, list)):
     return {str(i): value for i, value in enumerate(node)}
   if isinstance(node, dict):
     return {str(key): value for key, value in node.items()}
   return None
-
-
-def _fields(cls: type) -> list[dataclasses.Field]:
-  """The fields that configure a value of this class: Linen's own `parent` and `name` are not among them."""
-  linen = {"parent", "name"} if issubclass(cls, nn.Module) else set()
-  return [f for f in dataclasses.fields(cls) if f.init and f.name not in linen]
 
 
 class ClassName(str):
@@ -152,28 +146,22 @@ def diff(a: Any, b: Any, prefix: str = "") -> list[tuple[str, Any, Any]]:
 # ---------------------------------------------------------------------------------------------- override by path
 
 
-@dataclasses.dataclass(frozen=True)
-class _Text:
-  """A value still in the command line's writing."""
-
-  text: str
-
-
 def _replace(node: Any, keys: list[str], value: Any, path: str, root: Any, hint: Any = Any) -> Any:
   if not keys:
-    if hint is Any and dataclasses.is_dataclass(node) and not dataclasses.is_dataclass(value):
-      raise ExperimentError(f"{path}: expected a value like {type(node).__name__}(...), got {value!r}")
-    return _checked(value, hint, path)
+    return checked(value, hint, path, node)
   parts = children(node)
   key = keys[0]
   if parts is None or key not in parts:
     raise ExperimentError(_unknown_path(path, root))
   if isinstance(node, tuple):
-    element = _element_hint(hint, int(key), len(node))
+    element = element_hint(hint, int(key), len(node))
     new = _replace(node[int(key)], keys[1:], value, path, root, element)
     return node[: int(key)] + (new,) + node[int(key) + 1 :]
-  new = _replace(parts[key], keys[1:], value, path, root, _field_hint(type(node), key))
-  return node.clone(**{key: new}) if isinstance(node, nn.Module) else dataclasses.replace(node, **{key: new})
+  new = _replace(parts[key], keys[1:], value, path, root, field_hint(type(node), key))
+  try:
+    return node.clone(**{key: new}) if isinstance(node, nn.Module) else dataclasses.replace(node, **{key: new})
+  except (TypeError, ValueError) as error:  # a check of its own, when it is made
+    raise ExperimentError(f"{path}: {error}") from error
 
 
 def override(node: Any, changes: dict[str, Any]) -> Any:
@@ -192,93 +180,6 @@ def _unknown_path(path: str, root: Any) -> str:
   near = list(dict.fromkeys(same_name + difflib.get_close_matches(path, known, n=4, cutoff=0.6)))[:4]
   hint = f"; nearest: {', '.join(near)}" if near else f"; the top level has {', '.join(children(root))}"
   return f"the experiment has no path {path!r}{hint}"
-
-
-def _field_hint(cls: type, name: str) -> Any:
-  return typing.get_type_hints(cls).get(name, Any)
-
-
-def _element_hint(hint: Any, index: int, length: int) -> Any:
-  """The type of one element of a tuple whose type is `hint`."""
-  for option in _options(hint):
-    if typing.get_origin(option) is tuple:
-      arguments = typing.get_args(option)
-      if len(arguments) == 2 and arguments[1] is Ellipsis:
-        return arguments[0]
-      if len(arguments) == length:
-        return arguments[index]
-  return Any
-
-
-def _options(hint: Any) -> tuple[Any, ...]:
-  return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _checked(value: Any, hint: Any, path: str) -> Any:
-  """The value in the type that its field asks for, read from text where it is still text."""
-  candidates = _readings(value.text) if isinstance(value, _Text) else (value,)
-  for candidate in candidates:
-    fits, coerced = _coerce(candidate, hint)
-    if fits:
-      return coerced
-  shown = value.text if isinstance(value, _Text) else value
-  raise ExperimentError(f"{path}: expected {_name_of(hint)}, got {shown!r} ({_name_of(type(candidates[0]))})")
-
-
-def _readings(text: str) -> tuple[Any, ...]:
-  """What a word of the command line may mean, most literal first: a Python literal, none/true/false, the text."""
-  words = {"none": None, "null": None, "true": True, "false": False, "inf": math.inf}
-  if text.lower() in words:
-    return (words[text.lower()], text)
-  try:
-    return (ast.literal_eval(text), text)
-  except (ValueError, SyntaxError):
-    return (text,)
-
-
-def _coerce(value: Any, hint: Any) -> tuple[bool, Any]:
-  """(whether the value is of the type, the value: ints become floats and lists tuples where these are asked for)."""
-  origin = typing.get_origin(hint)
-  if hint is Any:
-    return True, tuple(value) if isinstance(value, list) else value
-  if origin is typing.Literal:
-    return value in typing.get_args(hint), value
-  if len(_options(hint)) > 1:
-    attempts = [_coerce(value, option) for option in _options(hint)]
-    fitting = [new for fits, new in attempts if fits]
-    unchanged = [new for new in fitting if type(new) is type(value)]
-    return bool(fitting), (unchanged or fitting or [value])[0]
-  if hint is tuple or origin is tuple:
-    return _coerce_tuple(value, typing.get_args(hint))
-  if hint is None or hint is type(None):
-    return value is None, value
-  if hint in (int, float):
-    number = isinstance(value, (int, hint)) and not isinstance(value, bool)
-    return number, hint(value) if number else value
-  return isinstance(hint, type) and isinstance(value, hint), value
-
-
-def _coerce_tuple(value: Any, arguments: tuple[Any, ...]) -> tuple[bool, Any]:
-  if not isinstance(value, (tuple, list)):
-    return False, value
-  if not arguments:
-    return True, tuple(value)
-  repeated = len(arguments) == 2 and arguments[1] is Ellipsis
-  hints = (arguments[0],) * len(value) if repeated else arguments
-  if len(hints) != len(value):
-    return False, value
-  elements = [_coerce(element, hint) for element, hint in zip(value, hints, strict=True)]
-  return all(fits for fits, _ in elements), tuple(element for _, element in elements)
-
-
-def _name_of(hint: Any) -> str:
-  if hint is None or hint is type(None):
-    return "None"
-  if typing.get_origin(hint) is None and isinstance(hint, type):
-    return hint.__name__
-  if len(_options(hint)) > 1:
-    return " or ".join(_name_of(option) for option in _options(hint))
-  return str(hint).replace("typing.", "")
 
 
 # ---------------------------------------------------------------------------------------------- to and from JSON
@@ -305,43 +206,50 @@ def to_json(node: Any, path: str = "experiment") -> Any:
   raise ExperimentError(f"{path}: {node!r} ({type(node).__name__}) is not a plain value and cannot be written down")
 
 
-def from_json(form: Any) -> Any:
+def from_json(form: Any, path: str = "experiment") -> Any:
   """The value that `to_json` wrote.
 
   A class is imported only from `rcnn_jax`; one from elsewhere must have been imported by the caller already, so that
   reading a file runs nobody else's code.
 
+  Args:
+    form: plain JSON values.
+    path: of the value, for errors.
+
   Raises:
-    ExperimentError: for a class or a field that is not there.
+    ExperimentError: for a class or a field that is not there, and a value of another type than its field's.
   """
   if isinstance(form, list):
-    return tuple(from_json(value) for value in form)
+    return tuple(from_json(value, f"{path}.{index}") for index, value in enumerate(form))
   if not isinstance(form, dict):
     return form
-  if set(form) == {"float"}:
+  if set(form) == {"float"} and form["float"] in ("inf", "-inf", "nan"):
     return float(form["float"])
-  cls = _class_named(form.get("class", ""))
-  fields = {name: from_json(value) for name, value in form.items() if name != "class"}
-  unknown = set(fields) - {f.name for f in _fields(cls)}
+  cls = _class_named(form.get("class"), path)
+  fields = {name: from_json(value, f"{path}.{name}") for name, value in form.items() if name != "class"}
+  unknown = set(fields) - {f.name for f in fields_of(cls)}
   if unknown:
-    raise ExperimentError(f"{form['class']} has no field {', '.join(sorted(unknown))}")
+    raise ExperimentError(f"{path}: {form['class']} has no field {', '.join(sorted(unknown))}")
+  read = {name: checked(value, field_hint(cls, name), f"{path}.{name}") for name, value in fields.items()}
   try:
-    return cls(**fields)
-  except TypeError as error:
-    raise ExperimentError(f"{form['class']}: {error}") from error
+    return cls(**read)
+  except (TypeError, ValueError) as error:
+    raise ExperimentError(f"{path}: {form['class']}: {error}") from error
 
 
-def _class_named(reference: str) -> type:
-  module_name, _, class_name = reference.partition(":")
+def _class_named(reference: Any, path: str) -> type:
+  module_name, _, class_name = reference.partition(":") if isinstance(reference, str) else ("", "", "")
   module = sys.modules.get(module_name)
   if module is None and module_name.startswith("rcnn_jax."):
     try:
       module = importlib.import_module(module_name)
-    except ModuleNotFoundError:
+    except (ImportError, ValueError, TypeError):  # no such module, or no name of one
       module = None
   cls = getattr(module, class_name, None)
   if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
-    raise ExperimentError(f"no class {reference!r}: it is neither in rcnn_jax nor in a file named by --experiment")
+    raise ExperimentError(
+      f"{path}: no class {reference!r}: it is neither in rcnn_jax nor in a file named by --experiment"
+    )
   return cls
 
 
@@ -360,9 +268,9 @@ def load(name_or_path: str) -> Experiment:
 def load_variable(name_or_path: str, package: str, variable: str, cls: type) -> Any:
   """The `variable` of type `cls` of a file in the folder of `package`, or of a .py file; raises as `load`."""
   if name_or_path.endswith(".py"):
-    module = _module_at(pathlib.Path(name_or_path))
+    module = _module_at(pathlib.Path(name_or_path).expanduser())
   elif name_or_path in names(package):
-    module = importlib.import_module(f"{package}.{name_or_path}")
+    module = _imported(lambda: importlib.import_module(f"{package}.{name_or_path}"), f"{name_or_path}.py")
   else:
     near = ", ".join(difflib.get_close_matches(name_or_path, names(package), n=4, cutoff=0.4) or names(package))
     folder = package.replace(".", "/")
@@ -386,5 +294,23 @@ def _module_at(path: pathlib.Path) -> types.ModuleType:
   spec = importlib.util.spec_from_file_location(f"experiment_file.{path.stem}", path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module  # where dataclasses and type hints look up the names of a class' module
-  spec.loader.exec_module(module)
+  try:
+    _imported(lambda: spec.loader.exec_module(module), str(path))
+  except ExperimentError:
+    del sys.modules[spec.name]
+    raise
   return module
+
+
+def _imported(run: Callable[[], Any], file: str) -> Any:
+  """What `run` returns, which runs an experiment file; raises ExperimentError with the line at which that fails."""
+  try:
+    return run()
+  except (Exception, SystemExit) as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename.endswith(file)]
+    in_syntax = isinstance(error, SyntaxError) and (error.filename or "").endswith(file)
+    line = error.lineno if in_syntax else (lines or [None])[-1]
+    kind = "" if isinstance(error, ExperimentError) else f"{type(error).__name__}: "
+    said = error.msg if isinstance(error, SyntaxError) else str(error)
+    raise ExperimentError(f"{file}{'' if line is None else f', line {line}'}: {kind}{said}") from error

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rcnn_jax.files import write_text
+from rcnn_jax.files import naming, write_text
 from rcnn_jax.training.optim import TrainingError
 
 
@@ -52,8 +52,9 @@ class RunLog:
     if not self.active:
       return
     values = {name: value if value is not None and math.isfinite(value) else None for name, value in values.items()}
-    self._file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
-    self._file.flush()
+    with naming(self._file.name):
+      self._file.write(json.dumps({"step": step, "kind": kind} | values) + "\n")
+      self._file.flush()
     for name, value in values.items():
       if value is not None:
         self._board.add_scalar(f"{kind}/{name}", value, step)
