@@ -30,7 +30,6 @@ from rcnn_jax.training.stages import Sgd
 from rcnn_jax.weights.labels import CocoById
 
 COCO = "data/coco"  # holds train2017/, val2017/ and annotations/
-EPOCH = 7330  # steps of 16 images: of the 118,287, those with an object
 
 experiment = Experiment(
   name="torchvision_fasterrcnn_resnet50_fpn",
@@ -56,12 +55,12 @@ experiment = Experiment(
   ),
   stages=(
     Sgd(
-      steps=26 * EPOCH,
-      schedule=StepDecay(0.02, milestones=(16 * EPOCH, 22 * EPOCH), warmup_steps=1000, warmup_from=0.001),
+      epochs=26,
+      schedule=StepDecay(0.02, milestones=(16 / 26, 22 / 26), warmup_steps=1000, warmup_from=0.001),
       weight_decay=1e-4,
       rules=(Rule("backbone/bottom_up/(conv1|layer1)/.*", frozen=True), Rule(".*")),
     ),
   ),
-  evaluation=Evaluation(every_steps=2 * EPOCH),
+  evaluation=Evaluation(every_epochs=2),
   checkpoints=Checkpoints(every_steps=2500),
 )

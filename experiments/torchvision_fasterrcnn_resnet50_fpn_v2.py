@@ -21,8 +21,6 @@ from rcnn_jax.models.heads import ConvTrunk
 from rcnn_jax.training.optim import StepDecay
 from rcnn_jax.training.stages import Sgd
 
-EPOCH = 1833  # steps of 64 images: of the 118,287, those with an object
-
 experiment = base.override(
   {
     "name": "torchvision_fasterrcnn_resnet50_fpn_v2",
@@ -32,11 +30,11 @@ experiment = base.override(
     "data.batch_size": (64, 4),
     "stages": (
       Sgd(
-        steps=400 * EPOCH,
-        schedule=StepDecay(0.1, milestones=(352 * EPOCH, 384 * EPOCH), warmup_steps=1000, warmup_from=0.001),
+        epochs=400,
+        schedule=StepDecay(0.1, milestones=(352 / 400, 384 / 400), warmup_steps=1000, warmup_from=0.001),
         weight_decay=4e-5,
       ),
     ),
-    "evaluation.every_steps": 10 * EPOCH,
+    "evaluation.every_epochs": 10,
   }
 )

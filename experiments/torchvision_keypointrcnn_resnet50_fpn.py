@@ -17,8 +17,6 @@ from rcnn_jax.models.heads import KeypointHead
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.training.optim import StepDecay
 
-EPOCH = 3000  # steps of 16 images, about: the images with ten labelled joints have not been counted here
-
 experiment = base.override(
   {
     "name": "torchvision_keypointrcnn_resnet50_fpn",
@@ -30,8 +28,7 @@ experiment = base.override(
     "model.keypoint": KeypointHead(pool=RoiAlign(output_size=14, num_levels=4)),
     "model.num_classes": 1,
     "model.num_keypoints": 17,
-    "stages.0.steps": 46 * EPOCH,
-    "stages.0.schedule": StepDecay(0.02, milestones=(36 * EPOCH, 43 * EPOCH), warmup_steps=1000, warmup_from=0.001),
-    "evaluation.every_steps": 2 * EPOCH,
+    "stages.0.epochs": 46,
+    "stages.0.schedule": StepDecay(0.02, milestones=(36 / 46, 43 / 46), warmup_steps=1000, warmup_from=0.001),
   }
 )

@@ -73,6 +73,9 @@ def train(
   check_categories(source.categories, eval_source.categories)
   check_parts(experiment)
   check_proposals(experiment, source, eval_source)
+  epoch = loader.training_epoch(experiment.data, source)
+  loop.plan(experiment.stages, epoch.num_steps)
+  loop.evaluation_interval(experiment.evaluation, epoch.num_steps)
   checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints)
   model = experiment.model.met_with(source.categories, source.keypoints)
   latest = checkpoint.latest_step(workdir)
@@ -85,8 +88,8 @@ def train(
     workdir,
     model,
     variables,
-    len(source),
-    functools.partial(batches, experiment, source),
+    epoch.num_steps,
+    functools.partial(batches, experiment, source, epoch),
     evaluate=evaluation(experiment, eval_source, workdir, model, mesh),
     fit=fitting(experiment, source, workdir, model),
     mesh=mesh,
@@ -148,7 +151,7 @@ def initial_variables(
   return variables
 
 
-def batches(experiment: Experiment, source: Any, num_steps: int) -> Iterator[Any]:
+def batches(experiment: Experiment, source: Any, epoch: loader.Epoch, num_steps: int) -> Iterator[Any]:
   """This process' share of the training batches."""
   return iter(
     loader.train_loader(
@@ -158,6 +161,7 @@ def batches(experiment: Experiment, source: Any, num_steps: int) -> Iterator[Any
       num_steps=num_steps,
       process_index=jax.process_index(),
       process_count=jax.process_count(),
+      epoch=epoch,
     )
   )
 

@@ -32,7 +32,8 @@ ABSENT = "<absent>"  # what `diff` shows for a path that one of the two does not
 class Evaluation:
   """When the model is evaluated while it trains, what is counted and drawn, and which checkpoint is the best."""
 
-  every_steps: int | None = None  # None: only after the last step
+  every_steps: int | None = None  # None, and no `every_epochs` either: only after the last step
+  every_epochs: float | None = None  # in the place of `every_steps`: epochs of the training set
   keep_best: str = "bbox/AP"  # a name of metrics.json; higher is better
   max_detections: int = 100  # of an image and class, that COCO's metrics count
   pictures: int = 8  # of ground truth beside detections, evenly spaced over the images

@@ -92,7 +92,7 @@ def test_a_stage_that_does_not_fit_the_model_is_told_before_the_first_begins(tmp
   for message, stage in bad.items():
     exp = tiny.experiment((good, stage))
     with pytest.raises((TrainingError, ExperimentError), match=message):
-      loop.run(exp, str(tmp_path), tiny.model_of(exp), tiny.variables_of(exp), 48, None, mesh=ONE)
+      loop.run(exp, str(tmp_path), tiny.model_of(exp), tiny.variables_of(exp), tiny.STEPS_PER_EPOCH, None, mesh=ONE)
   exp = dataclasses.replace(tiny.experiment((good,)), data=tiny.Data(canvases=(CANVAS,)))
   model = small_detector()
   variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), CANVAS))
@@ -163,7 +163,7 @@ def train(workdir):
   initial = initial_variables(experiment, model, None, None, pretrained=True)
   carry_out = fitting(experiment, None, str(workdir), model)
   loader = lambda steps: Loader(experiment.data, 0, steps)
-  state = loop.run(experiment, str(workdir), model, initial, 20, loader, fit=carry_out, mesh=ONE, log_every=2)
+  state = loop.run(experiment, str(workdir), model, initial, 10, loader, fit=carry_out, mesh=ONE, log_every=2)
   return flatten(jax.device_get(state.params)), flatten(jax.device_get(initial["params"]))
 
 

@@ -54,7 +54,7 @@ def train(workdir, exp=EXPERIMENT, loader=tiny.Loader, evaluate=None):
     workdir,
     tiny.model_of(exp),
     tiny.variables_of(exp),
-    exp.data.num_images,
+    tiny.STEPS_PER_EPOCH,
     functools.partial(loader, exp.data, exp.seed),
     evaluate=evaluate,
     mesh=meshes.data_mesh(1),
@@ -99,7 +99,7 @@ def test_killed_and_started_again_ends_bit_for_bit_the_same(dies_at, whole, tmp_
 def test_a_run_that_is_beyond_its_end_is_told(whole):
   shorter = EXPERIMENT.override({"stages.0.steps": 3})  # as when stages are given in epochs and images are gone
   loader = functools.partial(tiny.Loader, shorter.data, shorter.seed)
-  arguments = (tiny.model_of(shorter), tiny.variables_of(shorter), shorter.data.num_images, loader)
+  arguments = (tiny.model_of(shorter), tiny.variables_of(shorter), tiny.STEPS_PER_EPOCH, loader)
   with pytest.raises(TrainingError, match="the run is at step 6 and ends at step 3: has its data set shrunk"):
     loop.run(shorter, whole[0], *arguments, mesh=meshes.data_mesh(1))
 

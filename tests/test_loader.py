@@ -6,6 +6,8 @@ import dataclasses
 import json
 import logging
 import pathlib
+import pickle
+import time
 
 import grain
 import hypothesis
@@ -17,11 +19,12 @@ from absl import flags
 
 from rcnn_jax.data import loader, pipeline
 from rcnn_jax.data.errors import DataError
-from rcnn_jax.data.loader import TrainPlan
+from rcnn_jax.data.loader import Epoch, TrainPlan
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.source import Annotations, Category, KeypointNames
 from rcnn_jax.data.transforms import ColorJitter, HorizontalFlip, Resize
 from rcnn_jax.data.voc import VocFolder
+from rcnn_jax.training.stages import Sgd
 
 BCCD = pathlib.Path(__file__).parents[2] / "shared" / "data" / "bccd"
 SIZES = [(24, 32), (32, 24), (24, 32), (12, 16), (24, 32), (48, 32), (32, 24)]
@@ -101,30 +104,87 @@ def train(settings: Data, num_steps: int = 12, seed: int = 0, **values):
 # ---- the plan ----------------------------------------------------------------------------------------------------
 
 
+def epoch_of(canvases, batch_size: int) -> Epoch:
+  """The epoch of images 0, 1, ... that stand on these canvases."""
+  groups = {canvas: np.array([i for i, each in enumerate(canvases) if each == canvas]) for canvas in set(canvases)}
+  return Epoch(groups, batch_size, max_objects=8)
+
+
+@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.given(
+  st.lists(st.sampled_from(("landscape", "portrait", "square")), min_size=1, max_size=40),
+  st.integers(1, 16),
+  st.integers(0, 9),
+)
+def test_an_epoch_holds_every_image_once_and_a_batch_none_twice(canvases, batch_size, seed):
+  whole = epoch_of(canvases, batch_size)
+  plan = TrainPlan(whole, seed=seed, num_steps=100)
+  assert whole.num_images == len(canvases)
+  for epoch in (0, 1, 7):
+    batches = [plan[epoch * whole.num_steps + step] for step in range(whole.num_steps)]
+    assert sorted(index for rows in batches for index in rows.indices) == list(range(len(canvases)))
+    for rows in batches:
+      assert rows.epoch == epoch and 1 <= len(rows.indices) <= batch_size
+      assert {canvases[index] for index in rows.indices} == {rows.canvas}
+    for canvas in set(canvases):  # only the last batch of a canvas is short
+      assert sum(len(rows.indices) < batch_size for rows in batches if rows.canvas == canvas) <= 1
+
+
 @hypothesis.settings(max_examples=40, deadline=None)
 @hypothesis.given(
-  st.lists(st.sampled_from(("landscape", "portrait")), min_size=1, max_size=20), st.integers(1, 6), st.integers(0, 9)
+  st.lists(st.sampled_from(("landscape", "portrait")), min_size=1, max_size=30),
+  st.integers(1, 16),
+  st.lists(st.integers(0, 10_000), min_size=1, max_size=5),
 )
-def test_an_epoch_holds_every_image_and_a_batch_one_canvas(canvases, batch_size, seed):
-  plan = TrainPlan(list(enumerate(canvases)), batch_size=batch_size, seed=seed, num_steps=100)
-  for epoch in (0, 1):
-    batches = [plan[epoch * plan.steps_per_epoch + step] for step in range(plan.steps_per_epoch)]
-    assert {index for rows in batches for index in rows.indices} == set(range(len(canvases)))
-    for rows in batches:
-      assert rows.epoch == epoch and len(rows.indices) == batch_size
-      assert {canvases[index] for index in rows.indices} == {rows.canvas}
-    for canvas in set(canvases):  # only the last batch of a canvas is filled up
-      repeats = sum(batch_size for rows in batches if rows.canvas == canvas) - canvases.count(canvas)
-      assert 0 <= repeats < batch_size
+def test_any_step_is_found_without_those_before_it(canvases, batch_size, steps):
+  read_in_order = TrainPlan(epoch_of(canvases, batch_size), seed=5, num_steps=10_001)
+  whole = {step: read_in_order[step] for step in range(min(max(steps) + 1, 300))}
+  for step in steps:
+    fresh = pickle.loads(pickle.dumps(TrainPlan(epoch_of(canvases, batch_size), seed=5, num_steps=10_001)))
+    assert fresh[step] == whole.get(step, read_in_order[step])
+
+
+@pytest.mark.parametrize(
+  "num_images, batch_size, steps",
+  [
+    ({"landscape": 292}, 2, 146),  # the blood cells
+    ({"landscape": 250}, 2, 125),  # the nuclei
+    ({"landscape": 10}, 16, 1),
+    ({"landscape": 29, "portrait": 3}, 16, 3),
+    ({"landscape": 88_321, "portrait": 28_945}, 16, 7331),  # COCO's with an object: 5521 batches and 1810
+  ],
+)
+def test_the_steps_of_an_epoch(num_images, batch_size, steps):
+  whole = Epoch({canvas: np.arange(count) for canvas, count in num_images.items()}, batch_size, 8)
+  assert whole.num_steps == steps
+  assert Sgd(epochs=12).num_steps(whole.num_steps) == 12 * steps
+
+
+def test_a_hundred_thousand_images_are_planned_in_no_time_from_any_step():
+  plan = TrainPlan(Epoch({(8, 8): np.arange(118_287)}, 16, 8), seed=0, num_steps=10**7)
+  began = time.perf_counter()
+  assert plan[9_999_999].epoch == 9_999_999 // 7393
+  assert time.perf_counter() - began < 2
 
 
 def test_epochs_differ_and_the_order_is_a_function_of_the_seed():
-  canvases = [(index, "one") for index in range(16)]
-  first, again = (TrainPlan(canvases, batch_size=4, seed=3, num_steps=40) for _ in range(2))
-  other = TrainPlan(canvases, batch_size=4, seed=4, num_steps=40)
+  whole = Epoch({"one": np.arange(16)}, 4, 8)
+  first, again = (TrainPlan(whole, seed=3, num_steps=40) for _ in range(2))
+  other = TrainPlan(whole, seed=4, num_steps=40)
   order = [first[step].indices for step in range(8)]
   assert [again[step].indices for step in reversed(range(8))] == order[::-1]
   assert order[:4] != order[4:] and order != [other[step].indices for step in range(8)]
+
+
+def test_an_epoch_counts_the_images_that_are_trained_on():
+  """Of seven images of rectangles four are landscapes; the first of these has no object."""
+  everything, some = (loader.training_epoch(data(skip_empty=skip), Rectangles()) for skip in (False, True))
+  assert (everything.num_images, everything.num_steps) == (7, 2 + 2)  # four landscapes, three portraits, by twos
+  assert (some.num_images, some.num_steps) == (6, 2 + 2)
+  few = loader.training_epoch(data(load_keypoints=True, min_keypoints=5), Rectangles())
+  assert (few.num_images, few.num_steps) == (3, 1 + 1)
+  with pytest.raises(DataError, match="no images to train on"):
+    loader.training_epoch(data(load_keypoints=True, min_keypoints=99), Rectangles())
 
 
 # ---- training batches --------------------------------------------------------------------------------------------
@@ -169,6 +229,20 @@ def test_resuming_goes_on_with_the_very_next_batch_whatever_the_workers(workers)
   for one, two in zip(whole[5:], resumed, strict=True):
     assert_same(one, two)
   resumed.close()
+
+
+def test_rows_that_fill_up_a_batch_are_not_valid_and_repeat_its_images_with_other_draws():
+  """Three portrait images at batch 8: each of them once in an epoch."""
+  settings = data(batch_size=(8, 2), augmentations=(ColorJitter(),))
+  batches = take(train(settings), 4)
+  for first in (0, 2):  # two batches an epoch, one of each canvas
+    ids = [int(number) for batch in batches[first : first + 2] for number in batch.image_id[batch.valid]]
+    assert sorted(ids) == [1, 2, 3, 4, 5, 6, 7]
+  portraits = next(batch for batch in batches if batch.image.shape[1:3] == (32, 24))
+  assert portraits.valid.tolist() == [True] * 3 + [False] * 5
+  assert portraits.image_id[3:].tolist() == [*portraits.image_id[:3], *portraits.image_id[:2]]
+  brightest = portraits.image.max(axis=(1, 2, 3))
+  assert len({*brightest[[0, 3, 6]].tolist()}) == 3  # three draws of one image
 
 
 def test_the_batches_end_after_num_steps():

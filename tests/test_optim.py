@@ -29,6 +29,15 @@ def test_step_decay_with_warmup_from_a_fraction():
   np.testing.assert_allclose(rates, [0.75, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
 
 
+def test_milestones_below_one_are_parts_of_the_stage():
+  """torchvision's 26 epochs, the rate falling after 16 and 22 of them, whatever number of steps an epoch has."""
+  schedule = StepDecay(peak=1.0, milestones=(16 / 26, 22 / 26))
+  for epoch in (1, 7, 7393):
+    steps = [16 * epoch - 1, 16 * epoch, 22 * epoch - 1, 22 * epoch]
+    rates = [float(optim.learning_rate(schedule, step, 26 * epoch)) for step in steps]
+    np.testing.assert_allclose(rates, [1, 0.1, 0.1, 0.01], rtol=1e-5)
+
+
 def test_constant():
   assert [float(optim.learning_rate(Constant(0.5, warmup_steps=2), s, 9)) for s in (0, 1, 8)] == [0.25, 0.5, 0.5]
 
@@ -80,9 +89,10 @@ def test_rules_that_do_not_fit_are_refused():
 
 
 def test_lengths():
-  assert Sgd(steps=7).num_steps(100, 8) == 7
-  assert Sgd(epochs=2.5).num_steps(100, 8) == 30  # 12 whole batches an epoch
-  assert Sgd(epochs=2.5, accumulate=4).num_steps(100, 8) == 28
-  for wrong in (Sgd(), Sgd(steps=7, epochs=1.0), Sgd(steps=0), Sgd(epochs=1.0), Sgd(steps=7, accumulate=2)):
+  assert Sgd(steps=7).num_steps(12) == 7
+  assert Sgd(epochs=2.5).num_steps(12) == 30
+  assert Sgd(epochs=2.5, accumulate=4).num_steps(12) == 28
+  assert Sgd(epochs=0.29).num_steps(100) == 29  # 28.999999999999996
+  for wrong in (Sgd(), Sgd(steps=7, epochs=1.0), Sgd(steps=0), Sgd(epochs=0.1), Sgd(steps=7, accumulate=2)):
     with pytest.raises(TrainingError):
-      wrong.num_steps(7, 8)
+      wrong.num_steps(1)

@@ -91,7 +91,7 @@ def train(workdir, stop_at=None):
     str(workdir),
     RCNN,
     init_variables(RCNN, jax.random.key(0), CANVAS),
-    BATCH * NUM_BATCHES,
+    NUM_BATCHES,
     lambda steps: Loader(EXPERIMENT.data, 0, steps),
     evaluate=evaluate,
     fit=carry_out,

@@ -98,6 +98,17 @@ def test_accumulating_two_batches_is_one_batch_of_both():
   jax.tree.map(np.testing.assert_array_equal, middle.params, steps(Sgd(steps=1), [], quiet)[0]["params"])
 
 
+def test_evaluations_are_every_so_many_steps_or_epochs():
+  """Two epochs of the keypoint images, about 3,376 batches each."""
+  assert loop.evaluation_interval(Evaluation(), 3376) is None
+  assert loop.evaluation_interval(Evaluation(every_steps=500), 3376) == 500
+  assert loop.evaluation_interval(Evaluation(every_epochs=2), 3376) == 6752
+  assert loop.evaluation_interval(Evaluation(every_epochs=0.1), 3) == 1
+  for wrong in (Evaluation(every_steps=500, every_epochs=2), Evaluation(every_steps=0)):
+    with pytest.raises(TrainingError, match="evaluation.every_steps"):
+      loop.evaluation_interval(wrong, 3376)
+
+
 def test_each_canvas_compiles_once():
   wide, tall = (tiny.batch_of(range(8), canvas) for canvas in ((4, 8), (8, 4)))
   _, _, _, train_step = steps(Sgd(steps=6, ema=0.9), [wide, wide, wide, tall, wide, tall])
@@ -131,7 +142,7 @@ def train(exp, workdir, *, evaluate=None, loader=tiny.Loader, log_every=2):
     workdir,
     tiny.model_of(exp),
     tiny.variables_of(exp),
-    exp.data.num_images,
+    tiny.STEPS_PER_EPOCH,
     batches,
     evaluate=evaluate,
     mesh=ONE,
@@ -140,7 +151,7 @@ def train(exp, workdir, *, evaluate=None, loader=tiny.Loader, log_every=2):
 
 
 def test_a_run_logs_evaluates_and_learns(tmp_path, capsys):
-  stage = Sgd(epochs=10.0, schedule=Constant(0.3))  # 6 whole batches an epoch
+  stage = Sgd(epochs=10.0, schedule=Constant(0.3))
   exp = dataclasses.replace(tiny.experiment((stage,)), evaluation=Evaluation(every_steps=40))
   exp = exp.override({"checkpoints.every_steps": 60})
   evaluated = []

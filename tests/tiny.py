@@ -74,6 +74,9 @@ class Data:
   num_images: int = 48
 
 
+STEPS_PER_EPOCH = Data().num_images // Data().batch_size[0]
+
+
 def batch_of(ids: np.ndarray, canvas: tuple[int, int] = (4, 8)) -> Batch:
   """Images of noise, brighter in the channel of their class (1..3)."""
   ids = np.asarray(ids, np.int32)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
@@ -26,28 +26,45 @@ _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # batches that
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """Which images make up a batch: `indices` into the source, None for a row that fills up; all on one canvas."""
+  """Which images make up a batch: `indices` into the source, all on one canvas.
+
+  They are at most as many as the batch has rows, and none of them occurs twice; the other rows are not valid.
+  """
 
   epoch: int
-  indices: tuple[int | None, ...]
+  indices: tuple[int, ...]
   canvas: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Epoch:
+  """One pass over all images that are trained on: each of them once, in batches of one canvas."""
+
+  groups: dict[tuple[int, int], np.ndarray]  # canvas -> i64[n], the images that stand on it, as indices into the source
+  batch_size: int  # of all processes together
+  max_objects: int
+
+  @property
+  def num_images(self) -> int:
+    """How many images are trained on."""
+    return sum(len(members) for members in self.groups.values())
+
+  @property
+  def num_steps(self) -> int:
+    """How many batches an epoch has. The last one of each canvas may have rows that are not valid."""
+    return sum(-(-len(members) // self.batch_size) for members in self.groups.values())
 
 
 class TrainPlan:
   """The rows of every training batch, by step: each epoch is one shuffled pass over all images.
 
-  A batch has one canvas. The last batch of a canvas in an epoch is filled up from the beginning of that canvas'
-  images. The batches of the canvases are shuffled among each other.
+  The images of a canvas are shuffled and cut into batches; the last of these is as short as need be, as PyTorch's
+  DataLoader has it. So an image stands in exactly one batch of each epoch, and a step is found without replaying the
+  epochs before it. The batches of the canvases are shuffled among each other.
   """
 
-  def __init__(self, canvases, *, batch_size: int, seed: int, num_steps: int):
-    """`canvases`: for each image that is trained on, (index in the source, canvas)."""
-    groups: dict[tuple[int, int], list[int]] = {}
-    for index, canvas in canvases:
-      groups.setdefault(canvas, []).append(index)
-    self._groups = {canvas: np.array(groups[canvas]) for canvas in sorted(groups)}
-    self._batch_size, self._seed, self._num_steps = batch_size, seed, num_steps
-    self.steps_per_epoch = sum(-(-len(members) // batch_size) for members in groups.values())
+  def __init__(self, epoch: Epoch, *, seed: int, num_steps: int):
+    self._whole, self._seed, self._num_steps = epoch, seed, num_steps
     # A plan is read in order, so that two epochs suffice, whatever the threads; the cache is no part of its value.
     self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
 
@@ -55,22 +72,18 @@ class TrainPlan:
     return self._num_steps
 
   def __getitem__(self, step: int) -> Rows:
-    return self._epoch(step // self.steps_per_epoch)[step % self.steps_per_epoch]
+    number, place = divmod(step, self._whole.num_steps)
+    return self._epoch(number)[place]
 
-  def __getstate__(self) -> dict:
-    return {name: value for name, value in self.__dict__.items() if name != "_epoch"}
+  def __reduce__(self):
+    return functools.partial(TrainPlan, seed=self._seed, num_steps=self._num_steps), (self._whole,)
 
-  def __setstate__(self, state: dict) -> None:
-    self.__dict__.update(state)
-    self._epoch = functools.lru_cache(maxsize=2)(self._make_epoch)
-
-  def _make_epoch(self, epoch: int) -> list[Rows]:
-    rng = np.random.default_rng((self._seed, epoch))
-    batches = []
-    for canvas, members in self._groups.items():
-      shuffled = rng.permutation(members)
-      whole = np.resize(shuffled, (-(-len(members) // self._batch_size), self._batch_size))
-      batches += [Rows(epoch, tuple(row.tolist()), canvas) for row in whole]
+  def _make_epoch(self, number: int) -> list[Rows]:
+    rng = np.random.default_rng((self._seed, number))
+    size, batches = self._whole.batch_size, []
+    for canvas in sorted(self._whole.groups):
+      order = tuple(rng.permutation(self._whole.groups[canvas]).tolist())
+      batches += [Rows(number, order[at : at + size], canvas) for at in range(0, len(order), size)]
     return [batches[position] for position in rng.permutation(len(batches))]
 
 
@@ -127,6 +140,28 @@ class EvalBatches:
     return iter(self._dataset.slice(slice(index, None)).to_iter_dataset(_READ))
 
 
+def training_epoch(data: Data, source: Source, batch_size: int | None = None) -> Epoch:
+  """What is trained on in one epoch. Lengths of trainings that are given in epochs are measured by its `num_steps`.
+
+  Raises:
+    DataError: no images, masks or keypoints asked for and absent.
+  """
+  found = pipeline.survey(data, source)
+  chosen = np.ones(len(found.sizes), bool)
+  if data.skip_empty:
+    chosen &= found.num_trainable > 0
+  if data.load_keypoints:
+    chosen &= found.num_keypoints >= data.min_keypoints
+  if not chosen.any():
+    raise DataError("no images to train on")
+  groups = _by_canvas(data, found.sizes, np.flatnonzero(chosen).tolist())
+  return Epoch(
+    {canvas: np.array(members) for canvas, members in groups.items()},
+    batch_size or data.batch_size[0],
+    found.max_objects,
+  )
+
+
 def train_loader(
   data: Data,
   source: Source,
@@ -136,35 +171,29 @@ def train_loader(
   process_index: int = 0,
   process_count: int = 1,
   batch_size: int | None = None,
+  epoch: Epoch | None = None,
 ) -> TrainIterator:
   """Training batches 0 .. num_steps - 1 of numpy arrays, with `get_state` and `set_state`.
 
-  With `data.workers`, grain wants absl's flags parsed: run under `absl.app.run`.
+  Rows that fill up a short batch have valid=False and repeat its images, each time with other draws: losses leave them
+  out, and batch norm sees photographs. With `data.workers`, grain wants absl's flags parsed: run under `absl.app.run`.
 
   Args:
     process_index, process_count: this process gets its equal, consecutive share of the rows of each batch.
     batch_size: of all processes together; by default the experiment's.
+    epoch: `training_epoch` of these arguments, where it is at hand.
 
   Raises:
-    DataError: no images, a negative seed, masks asked for and absent, a batch that the processes cannot share
-      equally, proposals that are not there or for other data; while iterating, an image that cannot be read.
+    DataError: as `training_epoch`; a negative seed, a batch that the processes cannot share equally, proposals that
+      are not there or for other data; while iterating, an image that cannot be read.
   """
   if seed < 0:
     raise DataError(f"the seed is {seed}: it must not be negative")
-  batch_size = batch_size or data.batch_size[0]
-  share = _share(batch_size, process_index, process_count)
-  found = pipeline.survey(data, source)
-  canvases = [
-    (index, pipeline.canvas_of(size, data))
-    for index, size in enumerate(found.sizes)
-    if (found.num_trainable[index] or not data.skip_empty)
-    and (found.num_keypoints[index] >= data.min_keypoints or not data.load_keypoints)
-  ]
-  if not canvases:
-    raise DataError("no images to train on")
-  plan = TrainPlan(canvases, batch_size=batch_size, seed=seed, num_steps=num_steps)
+  epoch = epoch or training_epoch(data, source, batch_size)
+  share = _share(epoch.batch_size, process_index, process_count)
   regions = open_proposals(data, source, 0)
-  load = functools.partial(_load_rows, data, source, regions, found.max_objects, share, seed)
+  load = functools.partial(_load_rows, data, source, regions, epoch.max_objects, share, seed)
+  plan = TrainPlan(epoch, seed=seed, num_steps=num_steps)
   return TrainIterator(grain.MapDataset.source(plan).map(load), data.workers)
 
 
@@ -176,23 +205,30 @@ def eval_batches(
   process_index: int = 0,
   process_count: int = 1,
 ) -> EvalBatches:
-  """Every image once, in batches of one canvas; rows that fill up a canvas' last batch have valid=False.
+  """Every image once, in batches of one canvas; rows that fill up a canvas' last batch are blank, with valid=False.
 
   Threads decode ahead. Arguments and errors are `train_loader`'s.
   """
   batch_size = batch_size or data.batch_size[1]
   share = _share(batch_size, process_index, process_count)
   found = pipeline.survey(data, source)
-  groups: dict[tuple[int, int], list[int]] = {}
-  for index, size in enumerate(found.sizes):
-    groups.setdefault(pipeline.canvas_of(size, data), []).append(index)
-  plan = []
-  for canvas, members in sorted(groups.items()):
-    members += [None] * (-len(members) % batch_size)
-    plan += [Rows(0, tuple(members[at : at + batch_size]), canvas) for at in range(0, len(members), batch_size)]
+  plan = [
+    Rows(0, tuple(members[at : at + batch_size]), canvas)
+    for canvas, members in sorted(_by_canvas(data, found.sizes, range(len(found.sizes))).items())
+    for at in range(0, len(members), batch_size)
+  ]
   regions = open_proposals(data, source, 1)
   load = functools.partial(_load_rows, data, source, regions, found.max_objects, share, None)
   return EvalBatches(grain.MapDataset.source(plan).map(load))
+
+
+def _by_canvas(data: Data, sizes: Sequence[tuple[int, int]], indices: Iterable[int]) -> dict[tuple[int, int], list]:
+  """The images at `indices`, in that order, by the canvas that each stands on."""
+  canvas_of = functools.cache(lambda size: pipeline.canvas_of(size, data))
+  groups: dict[tuple[int, int], list[int]] = {}
+  for index in indices:
+    groups.setdefault(canvas_of(sizes[index]), []).append(index)
+  return groups
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:
@@ -226,13 +262,16 @@ def _load_rows(
 ) -> Batch:
   """This process' share of a batch; `seed` is None in evaluation, which draws nothing."""
   examples = []
-  for index in rows.indices[share]:
-    if index is None:
+  for row in range(share.start, share.stop):
+    real = row < len(rows.indices)
+    if seed is None and not real:
       examples.append(pipeline.blank(data, source, rows.canvas, max_objects, regions))
       continue
+    repetition, place = divmod(row, len(rows.indices))
     rng = None
     if seed is not None:
-      image_id = source.annotations(index, masks=False).image_id
-      rng = np.random.default_rng((seed, rows.epoch, image_id))
-    examples.append(pipeline.load(data, source, index, rows.canvas, max_objects, rng, regions))
+      image_id = source.annotations(rows.indices[place], masks=False).image_id
+      rng = np.random.default_rng((seed, rows.epoch, image_id, *([] if real else [repetition])))
+    example = pipeline.load(data, source, rows.indices[place], rows.canvas, max_objects, rng, regions)
+    examples.append(example.replace(valid=np.array(real)))
   return pipeline.stack(examples)

@@ -30,9 +30,10 @@ class External(nn.Module):
   @nn.compact
   def __call__(self, features: tuple[Array, ...], strides: tuple[int, ...], batch: Batch, key: Array | None):
     """Returns (batch.proposals, no losses); raises ProposalError where the batch carries none."""
-    if batch.proposals is None:
+    found = batch.proposals
+    if found is None:
       raise ProposalError
-    return batch.proposals, {}
+    return found.replace(valid=found.valid & batch.valid[:, None]), {}  # rows that fill up a batch are no images
 
 
 class Rpn(nn.Module):

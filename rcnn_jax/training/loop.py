@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from rcnn_jax.experiment import Experiment, override
+from rcnn_jax.experiment import Evaluation, Experiment, override
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import moves
 from rcnn_jax.training.checkpoint import CheckpointStore
@@ -48,13 +48,13 @@ class Span:
   last: int
 
 
-def plan(stages: tuple[Stage, ...], num_images: int, batch_size: int) -> tuple[Span, ...]:
-  """The stages laid end to end."""
+def plan(stages: tuple[Stage, ...], steps_per_epoch: int) -> tuple[Span, ...]:
+  """The stages laid end to end; `steps_per_epoch` is the loader's."""
   if not stages:
     raise TrainingError("the experiment has no stages to train")
   spans, first = [], 0
   for stage in stages:
-    last = first + stage.num_steps(num_images, batch_size)
+    last = first + stage.num_steps(steps_per_epoch)
     spans.append(Span(stage, first, last))
     first = last
   return tuple(spans)
@@ -77,7 +77,7 @@ def run(
   workdir: str,
   model: nn.Module,
   variables: dict,
-  num_images: int,
+  steps_per_epoch: int,
   loader: Callable[[int], Iterator[Any]],
   *,
   evaluate: Evaluate | None = None,
@@ -92,7 +92,7 @@ def run(
     workdir: a run directory that holds this experiment (checkpoint.write_experiment).
     model: the experiment's model, complete with what it learnt from its data.
     variables: where a new training starts; a resumed one takes only their shapes.
-    num_images: the size of the training set, which stages given in epochs are measured by.
+    steps_per_epoch: of the loader, which everything that is given in epochs is measured by.
     loader: number of steps -> iterator of this process' numpy batches, with get_state(), set_state(), close().
     evaluate: called with the variables and the step every `evaluation.every_steps`, after the last step, and before
       and after each fit.
@@ -108,9 +108,9 @@ def run(
     Stopped: after SIGTERM, with a checkpoint saved.
   """
   mesh = mesh or meshes.data_mesh()
-  batch_size = experiment.data.batch_size[0]
-  meshes.check_batch_size(batch_size, mesh)
-  spans = plan(experiment.stages, num_images, batch_size)
+  meshes.check_batch_size(experiment.data.batch_size[0], mesh)
+  spans = plan(experiment.stages, steps_per_epoch)
+  evaluate_every = evaluation_interval(experiment.evaluation, steps_per_epoch)
   check(experiment.stages, model, variables)
   with contextlib.ExitStack() as stack:
     store = CheckpointStore(
@@ -123,8 +123,26 @@ def run(
     sigterm = stack.enter_context(_SigtermFlag())
     batches = loader(spans[-1].last)
     stack.callback(batches.close)
-    trainer = _Trainer(experiment, model, spans, batches, mesh, store, runlog, evaluate, fit, sigterm, log_every)
+    trainer = _Trainer(
+      experiment, model, spans, batches, mesh, store, runlog, evaluate, evaluate_every, fit, sigterm, log_every
+    )
     return trainer.run(variables, start, rows(workdir))
+
+
+def evaluation_interval(evaluation: Evaluation, steps_per_epoch: int) -> int | None:
+  """The steps from one evaluation to the next; None where only the last step is evaluated.
+
+  Raises:
+    TrainingError: the interval is given twice, or it has no step.
+  """
+  if evaluation.every_steps is not None and evaluation.every_epochs is not None:
+    raise TrainingError("evaluation.every_steps and evaluation.every_epochs are both given: one of them is to be None")
+  every = evaluation.every_steps
+  if evaluation.every_epochs is not None:
+    every = max(1, round(evaluation.every_epochs * steps_per_epoch))
+  if every is not None and every <= 0:
+    raise TrainingError(f"evaluation.every_steps is {every}: it must be at least 1, or None")
+  return every
 
 
 class _SigtermFlag:
@@ -156,6 +174,7 @@ class _Trainer:
   store: CheckpointStore
   log: RunLog
   evaluate: Evaluate | None
+  evaluate_every: int | None  # steps
   fit: CarryOut | None
   sigterm: _SigtermFlag
   log_every: int
@@ -276,7 +295,7 @@ class _Trainer:
     return step % every == 0 or step == self.total or step in self._milestones or self._evaluation_due(step)
 
   def _evaluation_due(self, step: int) -> bool:
-    every = self.experiment.evaluation.every_steps
+    every = self.evaluate_every
     due = step == self.total or step in self._milestones or (every is not None and step % every == 0)
     return self.evaluate is not None and due
 

@@ -41,17 +41,21 @@ class Constant:
 
 @dataclasses.dataclass(frozen=True)
 class StepDecay:
-  """The learning rate multiplied by `factor` from each of the `milestones` (steps of the stage) on."""
+  """The learning rate multiplied by `factor` from each of the `milestones` on.
+
+  A milestone is a step of the stage or, below 1, a part of it: 16 / 26 is the beginning of the 17th of 26 epochs.
+  """
 
   peak: float
-  milestones: tuple[int, ...]
+  milestones: tuple[float, ...]
   factor: float = 0.1
   warmup_steps: int = 0
   warmup_from: float = 0.0
 
   def decay(self, step: Array, num_steps: int) -> Array:
     """The fraction of the peak at a step: f32[]."""
-    passed = jnp.sum(step >= jnp.asarray(self.milestones, jnp.float32))
+    steps = [milestone * num_steps if milestone < 1 else milestone for milestone in self.milestones]
+    passed = jnp.sum(step >= jnp.round(jnp.asarray(steps, jnp.float32)))
     return self.factor ** passed.astype(jnp.float32)
 
 

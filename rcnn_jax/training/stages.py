@@ -21,7 +21,7 @@ class Sgd:
   """
 
   steps: int | None = None  # exactly one of `steps` and
-  epochs: float | None = None  # `epochs` (of the training set, in whole batches) is given
+  epochs: float | None = None  # `epochs` (of the loader's, which knows how many batches one has) is given
   optimizer: Momentum | AdamW = Momentum()
   schedule: Constant | StepDecay | Cosine = Constant(0.01)
   weight_decay: float = 0.0
@@ -32,8 +32,8 @@ class Sgd:
   losses: tuple[str, ...] | None = None  # the terms that count; None: all
   model: tuple[tuple[str, Any], ...] = ()  # (path, value): what is different in the model that this stage trains
 
-  def num_steps(self, num_images: int, batch_size: int) -> int:
-    """The length of the stage in batches, for a training set of `num_images`.
+  def num_steps(self, steps_per_epoch: int) -> int:
+    """The length of the stage in batches: that nearest to `epochs`, or `steps`.
 
     Raises:
       TrainingError: if not exactly one of steps and epochs is given, or the stage would be empty.
@@ -41,12 +41,12 @@ class Sgd:
     if (self.steps is None) == (self.epochs is None):
       raise TrainingError(f"a stage needs exactly one of steps and epochs, got {self.steps} and {self.epochs}")
     if self.steps is None:
-      steps = int(self.epochs * (num_images // batch_size))
+      steps = round(self.epochs * steps_per_epoch)
       steps -= steps % self.accumulate
     else:
       steps = self.steps
     if steps <= 0:
-      raise TrainingError(f"the stage has no step: {num_images} images, batches of {batch_size}, {self}")
+      raise TrainingError(f"the stage has no step: an epoch has {steps_per_epoch} batches, {self}")
     if steps % self.accumulate:
       raise TrainingError(f"the stage's {steps} steps are not a multiple of accumulate = {self.accumulate}")
     return steps
@@ -70,7 +70,7 @@ class FitSvms:
   max_new: int = 2000  # negatives that a class gains in one round, the hardest first
   max_rounds: int = 50
 
-  def num_steps(self, num_images: int, batch_size: int) -> int:
+  def num_steps(self, steps_per_epoch: int) -> int:
     """A fit is one step."""
     return 1
 
@@ -86,7 +86,7 @@ class FitBoxRegression:
   )
   max_pairs: int | None = None  # of a class, evenly spaced over all of them
 
-  def num_steps(self, num_images: int, batch_size: int) -> int:
+  def num_steps(self, steps_per_epoch: int) -> int:
     """A fit is one step."""
     return 1
 
@@ -98,7 +98,7 @@ class CopyParameters:
   source: str  # 'backbone'
   target: str  # 'proposer/kept_backbone', whose parameters have the same names and shapes
 
-  def num_steps(self, num_images: int, batch_size: int) -> int:
+  def num_steps(self, steps_per_epoch: int) -> int:
     """A move is one step."""
     return 1
 
@@ -109,7 +109,7 @@ class ResetParameters:
 
   pattern: str  # matched against whole paths, as a Rule's
 
-  def num_steps(self, num_images: int, batch_size: int) -> int:
+  def num_steps(self, steps_per_epoch: int) -> int:
     """A move is one step."""
     return 1
 
