@@ -7,6 +7,7 @@ python -m launch.validate_data --coco_images=DIR --coco_annotations=FILE
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -34,13 +35,13 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
   """Prints the faults, one a line, and their number."""
   del argv
-  count = 0
-  for spec in chosen_data():
-    for fault in validate.faults(spec):
-      print(fault, flush=True)
-      count += 1
-  print(f"{count} fault{'' if count == 1 else 's'}")
-  if count:
+  found = set()  # what two splits of a folder share is told once
+  for fault in itertools.chain.from_iterable(map(validate.faults, chosen_data())):
+    if fault not in found:
+      found.add(fault)
+      print(fault.encode(errors="backslashreplace").decode(), flush=True)  # names of files may be no text
+  print(f"{len(found)} fault{'' if len(found) == 1 else 's'}")
+  if found:
     sys.exit(1)
 
 
@@ -55,7 +56,7 @@ def chosen_data() -> list[Any]:
   if FLAGS.coco_images:
     return [CocoFolder(FLAGS.coco_images, FLAGS.coco_annotations)]
   data = experiment.load(FLAGS.experiment).set(FLAGS.set).data
-  return list(dict.fromkeys((data.train, data.eval)))
+  return [data.train] if data.train == data.eval else [data.train, data.eval]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 
 import cv2
 import numpy as np
@@ -35,11 +36,6 @@ def write_squares(root: pathlib.Path) -> None:
     (root / f"Annotations/{number}.xml").write_text(f"<annotation>{size}{item}</annotation>")
   (root / "ImageSets/Main/train.txt").write_text("0\n1\n2\n3\n")
   (root / "ImageSets/Main/val.txt").write_text("4\n5\n")
-
-
-def spoil_size(path: pathlib.Path) -> None:
-  """The size of 0 x 0 that some tools write."""
-  path.write_text(path.read_text().replace(">60<", ">0<").replace(">40<", ">0<"))
 
 
 def write_image(root: pathlib.Path, name: str, objects: str, extension: str = "jpg") -> None:
@@ -108,41 +104,80 @@ def test_degenerate_boxes_are_kept_raw_told_by_object_and_dropped_by_clean(root)
   assert clean(annotations).ids.tolist() == [5]
 
 
+LEFT_OUT = [
+  (lambda root: (root / "JPEGImages/a.jpg").unlink(), "JPEGImages/a: no image of that name"),
+  (lambda root: (root / "JPEGImages/a.jpg").write_bytes(b""), r"JPEGImages/a.jpg: not an image, .* \(0 bytes\)"),
+  (lambda root: (root / "JPEGImages/a.jpg").write_text("no picture"), r"a.jpg: not an image, .* \(10 bytes\)"),
+  (lambda root: cv2.imwrite(str(root / "JPEGImages/a.jpg"), np.zeros((9, 7, 3))), "the file is 7 x 9, its annot"),
+  (lambda root: (root / "Annotations/a.xml").unlink(), "Annotations/a.xml: no such annotation file"),
+  (lambda root: (root / "Annotations/a.xml").write_text("<annotation>"), "a.xml: not readable as XML: no element"),
+  (lambda root: (root / "Annotations/a.xml").write_text("<html/>"), "a.xml: its root is 'html', not <annotation>"),
+]
+
+
+@pytest.mark.parametrize("spoil, message", LEFT_OUT)
+def test_an_image_that_cannot_be_used_is_left_out_and_told_once(root, spoil, message, caplog):
+  spoil(root)
+  source = VocFolder(str(root), "train").open()
+  assert [(source.annotations(row).file_name, source.annotations(row).image_id) for row in range(len(source))] == [
+    ("b.png", 2)
+  ]
+  (line,) = caplog.messages
+  assert line.startswith("1 fault, what it concerns is left out") and re.search(message, line) and "\n" not in line
+  assert [str(fault) for fault in source.faults] == [line.split("; the first: ")[1]]
+
+
+@pytest.mark.parametrize(
+  "item, message",
+  [
+    (write_object("x", ("left", 1, 2, 3)), "object 1: <bndbox>: xmin is 'left', no number"),
+    (write_object("x", (1, 1, "", 3)), "object 1: <bndbox>: xmax is '', no number"),
+    (write_object("x", (1, 1, "1_0", 3)), "object 1: <bndbox>: xmax is '1_0', no number"),
+    (write_object("x", (1, 1, 3)), "object 1: <bndbox>: no <ymax>"),
+    (write_object(" ", (1, 1, 2, 3)), "object 1: no <name>"),
+    ("<object><name>x</name><polygon><x1>3</x1></polygon></object>", "object 1: no <bndbox>"),
+    ("<object><name>x</name><part><bndbox><xmin>3</xmin></bndbox></part></object>", "object 1: no <bndbox>"),
+  ],
+)
+def test_an_object_that_cannot_be_read_is_left_out(root, item, message):
+  write_image(root, "c", item + write_object("bird", (5, 5, 9, 9)))
+  source = VocFolder(str(root), "val").open()
+  assert [str(fault) for fault in source.faults] == [f"{root}/Annotations/c.xml: {message}"]
+  assert source.annotations(0).ids.tolist() == [2]
+
+
 @pytest.mark.parametrize(
   "spoil, message",
   [
-    (lambda root: (root / "JPEGImages/a.jpg").unlink(), r"JPEGImages/a: no image of that name"),
-    (lambda root: (root / "Annotations/b.xml").unlink(), r"Annotations/b.xml: no such annotation file"),
-    (lambda root: (root / "Annotations/b.xml").write_text("<annotation>"), r"b.xml: not readable as XML"),
-    (lambda root: (root / "Annotations/b.xml").write_text("<annotation/>"), r"b.xml: no <size>"),
-    (lambda root: write_image(root, "b", write_object("x", ("left", 1, 2, 3))), r"b.xml: object 1: <bndbox>"),
-    (lambda root: write_image(root, "b", write_object("", (1, 1, 2, 3))), r"b.xml: object 1: no <name>"),
-    (lambda root: spoil_size(root / "Annotations/b.xml"), r"b.xml: no <size> with a width and a height"),
-    (lambda root: (root / "ImageSets/Main/train.txt").write_text("a\na\n"), r"a: named 2 times"),
     (lambda root: (root / "ImageSets/Main/train.txt").write_text("\n"), r"train.txt: names no image"),
     (lambda root: (root / "ImageSets/Main/train.txt").unlink(), r"no such split; the folder has val"),
+    (lambda root: (root / "ImageSets/Main/train.txt").write_text("x\ny\n"), "none of the images that it names"),
+    (lambda root: [path.unlink() for path in (root / "Annotations").iterdir()], "none of the images that it names"),
+    (lambda root: [path.unlink() for path in (root / "JPEGImages").iterdir()], "be used: .*JPEGImages/a: no image"),
+    (lambda root: [(root / f"Annotations/{x}.xml").write_text("<annotation/>") for x in "abc"], "no object in any"),
   ],
 )
-def test_bad_folders_are_told_by_one_line_naming_the_file(root, spoil, message):
+def test_a_folder_of_which_nothing_can_be_used_is_refused_in_one_line(root, spoil, message):
   spoil(root)
   with pytest.raises(DataError, match=message) as error:
     VocFolder(str(root), "train").open()
   assert "\n" not in str(error.value)
 
 
-def test_missing_folder_and_unknown_class(root):
+def test_a_missing_folder_is_named(root):
   with pytest.raises(DataError, match="nowhere: no such folder"):
     VocFolder(str(root / "nowhere"), "train").open()
-  with pytest.raises(DataError, match=r"a.xml: object 2: class 'cat' is none of dog"):
-    VocFolder(str(root), "train", class_names=("dog",)).open()
+  with pytest.raises(DataError, match="Annotations: no such folder"):
+    VocFolder(str(root / "JPEGImages"), "train").open()
 
 
-@pytest.mark.parametrize("length", [0, 100, 500])
-def test_truncated_image_names_the_file(root, length):
+def test_an_image_whose_end_is_missing_names_the_file_when_it_is_read(root):
   path = root / "JPEGImages/a.jpg"
-  path.write_bytes(path.read_bytes()[:length])
-  with pytest.raises(DataError, match=rf"a.jpg: not an image, or truncated \({length} bytes\)"):
-    VocFolder(str(root), "train").open().image(0)
+  path.write_bytes(path.read_bytes()[:670])  # of 679 bytes; the header is whole
+  source = VocFolder(str(root), "train").open()
+  assert source.faults == ()
+  with pytest.raises(DataError, match=r"a.jpg: not an image, or truncated \(670 bytes\)"):
+    source.image(0)
 
 
 @needs_bccd

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
+
+logger = logging.getLogger(__name__)
 
 
 class DataError(ValueError):
@@ -15,7 +18,7 @@ class Fault:
   """One thing that is wrong with a data set.
 
   `item` names the object (or the annotation) within the file; `fatal` faults keep a source from opening, the others
-  (a degenerate box) cost only the object.
+  cost only what they concern: an object, or an image.
   """
 
   file: str
@@ -28,8 +31,27 @@ class Fault:
 
 
 def raise_first(faults: Sequence[Fault]) -> None:
-  """Raises DataError for the first fatal fault and tells how many more there are."""
-  fatal = [fault for fault in faults if fault.fatal]
-  if fatal:
-    more = f" (and {len(fatal) - 1} more faults: list them with launch.validate_data)" if len(fatal) > 1 else ""
-    raise DataError(f"{fatal[0]}{more}")
+  """Raises DataError for the first fatal fault, with the number of the others."""
+  fatal = next((fault for fault in faults if fault.fatal), None)
+  if fatal is not None:
+    more = f" (and {_count(len(faults) - 1, 'more fault')}: list them with launch.validate_data)"
+    raise DataError(f"{fatal}{more if len(faults) > 1 else ''}")
+
+
+def raise_or_warn(faults: Sequence[Fault]) -> None:
+  """Raises DataError for the first fatal fault; where none is, logs one line: how many there are, and the first."""
+  raise_first(faults)
+  if faults:
+    what = "what it concerns is" if len(faults) == 1 else "what they concern is"
+    told = f"{_count(len(faults), 'fault')}, {what} left out (launch.validate_data lists all); the first"
+    logger.warning("%s: %s", told, faults[0])
+
+
+def clipped(text: str | bytes, length: int = 80) -> str:
+  """What an input says, fit for a line of a message: its repr, with the middle of a long one left out."""
+  shown = repr(text if len(text) <= length else text[:length] + text[-length:])
+  return shown if len(shown) <= length else f"{shown[: length // 2]}...{shown[-length // 2 :]}"
+
+
+def _count(number: int, what: str) -> str:
+  return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -11,9 +11,10 @@ import numpy as np
 
 from rcnn_jax.data import transforms
 from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.images import size_problem
 from rcnn_jax.data.proposals import Regions, StoredProposals
 from rcnn_jax.data.selective_search import SelectiveSearch
-from rcnn_jax.data.source import Annotations, Source, clean, overview, require_masks
+from rcnn_jax.data.source import Annotations, Source, clean, overview, require_masks, unfollowed_orientation
 from rcnn_jax.types import Batch, GroundTruth, Proposals
 
 logger = logging.getLogger(__name__)
@@ -112,9 +113,8 @@ def load(
   annotations = clean(raw)
   image = source.image(index)
   if image.shape[:2] != tuple(annotations.size):
-    (height, width), (said_height, said_width) = image.shape[:2], annotations.size
-    where = f"{annotations.file_name}: the file is {width} x {height}"
-    raise DataError(f"{where}, its annotations are for {said_width} x {said_height}")
+    problem = size_problem(image.shape[:2], annotations.size, unfollowed_orientation(source, index))
+    raise DataError(f"{annotations.file_name}: {problem}")
   annotations = annotations.take(np.arange(min(len(annotations.boxes), max_objects)))
   room = None if proposals is None else (proposals[index], proposals.limit)
   return _example(data, source, image, annotations, canvas, max_objects, rng, room)

@@ -135,6 +135,18 @@ def overview(source: Source, masks: bool) -> Overview:
   return Overview(np.array(sizes, np.int32).reshape(-1, 2), *columns, len(faults), next(iter(faults), None))
 
 
+def unfollowed_orientation(source: Source, index: int) -> int:
+  """EXIF's orientation of image `index` where `source.image` gives it as it is stored; 1: it is upright.
+
+  Asks the source's own method `orientation(index)`, and takes images of sources without one as upright.
+
+  Raises:
+    DataError: the image cannot be read.
+  """
+  own = getattr(source, "orientation", None)
+  return 1 if own is None else own(index)
+
+
 def concatenate(overviews: Sequence[Overview]) -> Overview:
   """The overview of several sources as one, in their order; of at least one."""
   arrays = ("sizes", "num_objects", "num_trainable", "num_keypoints")

@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from rcnn_jax.data.errors import DataError, Fault
-from rcnn_jax.data.source import Annotations, Category, KeypointNames, Overview, Source, concatenate, overview
+from rcnn_jax.data.source import (
+  Annotations,
+  Category,
+  KeypointNames,
+  Overview,
+  Source,
+  concatenate,
+  overview,
+  unfollowed_orientation,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +82,11 @@ class UnionSource:
     """u8[H, W, 3] RGB."""
     source, place = self._place(index)
     return source.image(place)
+
+  def orientation(self, index: int) -> int:
+    """EXIF's orientation of image `index` where it is given as it is stored; 1: it is upright."""
+    source, place = self._place(index)
+    return unfollowed_orientation(source, place)
 
   def _place(self, index: int) -> tuple[Source, int]:
     """The part that has image `index`, and the image's place in it."""

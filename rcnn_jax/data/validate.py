@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from rcnn_jax.data.errors import DataError
-from rcnn_jax.data.source import Source, object_faults
+from rcnn_jax.data.images import size_problem
+from rcnn_jax.data.source import Source, object_faults, unfollowed_orientation
 
 
 def faults(spec: Any) -> Iterator[str]:
@@ -14,7 +15,8 @@ def faults(spec: Any) -> Iterator[str]:
 
   Found are: missing folders, files and splits; annotation files that cannot be parsed; ids that are unknown or
   stand twice; degenerate boxes; missing, empty and corrupt masks; too few or too many joints; images that are
-  missing, truncated, no images, or of another size than their annotations say.
+  missing, truncated, no images, or of another size than their annotations say, or whose EXIF orientation is not
+  followed.
   """
   try:
     source = spec.open(strict=False)
@@ -31,10 +33,16 @@ def _image_faults(source: Source, index: int) -> Iterator[str]:
   for row, problem in object_faults(annotations).items():
     yield f"{annotations.file_name}: object {annotations.ids[row]}: {problem}"
   try:
-    height, width = source.image(index).shape[:2]
+    size = source.image(index).shape[:2]
+    orientation = unfollowed_orientation(source, index)
   except DataError as error:
     yield str(error)
     return
-  if (height, width) != tuple(annotations.size):
-    said = f"{annotations.size[1]} x {annotations.size[0]}"
-    yield f"{annotations.file_name}: the file is {width} x {height}, its annotations are for {said}"
+  problem = size_problem(size, annotations.size, orientation)
+  if problem is None and orientation > 1:
+    problem = (
+      f"its EXIF orientation {orientation} is not followed: its boxes are read as those of the image as it is stored "
+      "(with upright=True, as those of the image turned upright)"
+    )
+  if problem is not None:
+    yield f"{annotations.file_name}: {problem}"

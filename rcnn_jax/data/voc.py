@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import difflib
+import logging
 import pathlib
-from xml.etree import ElementTree
+from collections.abc import Sequence
 
 import numpy as np
 
-from rcnn_jax.data import images
-from rcnn_jax.data.errors import DataError, Fault, raise_first
+from rcnn_jax.data import images, voc_files, voc_xml
+from rcnn_jax.data.errors import DataError, Fault, clipped, raise_or_warn
 from rcnn_jax.data.source import Annotations, Category
+from rcnn_jax.data.voc_xml import Record
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,10 +25,20 @@ class VocFolder:
 
   `one_based=True` reads VOC's own convention, in which pixels count from 1 and the last one belongs to the box: a
   box becomes (xmin - 1, ymin - 1, xmax, ymax) in continuous pixels. Boxes whose xmax <= xmin or ymax <= ymin as
-  written are degenerate in either convention. The classes are `class_names`, or else all names in Annotations/ (of
-  every split, so that training and evaluation agree), sorted. The image id is the line in the split file, from 1.
-  Objects marked difficult are ignored by the metrics; without `difficult` they are not read at all, as in the
-  training of R-CNN to Faster R-CNN (Detectron2 trains on them).
+  written are degenerate in either convention.
+
+  The classes are `class_names`, in that order, and objects of others are left out; or else all names in Annotations/
+  (of every split, so that training and evaluation agree), sorted. The image id is the place of an image's name among
+  those of the split file, from 1. Objects marked difficult are ignored by the metrics; without `difficult` they are
+  not read at all, as in the training of R-CNN to Faster R-CNN (Detectron2 trains on them).
+
+  A line of the split file is a name with or without the end of a file's name (im000, cam1/im000, my photo.jpg); a
+  second column of -1, 0 or 1, as in VOC's lists of one class, is not read. An image may be of any type that OpenCV
+  reads; where several have the name, <filename> decides. Its size is that in its annotation file, or, where that says
+  none (labelImg writes 0 x 0), the file's own.
+
+  Images are read as they are stored, or with `upright` turned as their EXIF orientation says: annotations are then
+  for the upright image.
   """
 
   root: str
@@ -31,153 +46,172 @@ class VocFolder:
   one_based: bool = True
   class_names: tuple[str, ...] | None = None
   difficult: bool = True
+  upright: bool = False
 
   def open(self, strict: bool = True) -> VocSource:
-    """Reads all annotations. Raises DataError for a missing folder or, when `strict`, for the first fatal fault."""
+    """Reads all annotations, and the header of every image of the split.
+
+    What cannot be read is left out and stands in the source's faults: an object, or an image without an annotation
+    file, or whose size is not that of its annotations.
+
+    Raises:
+      DataError: a folder is missing or, when `strict`, nothing usable is left, or a class occurs nowhere.
+    """
     root = pathlib.Path(self.root).expanduser()
-    names = _split_names(root, self.split)
-    files = sorted((root / "Annotations").glob("*.xml")) if self.class_names is None else []
-    parsed = {path.stem: _parse(path) for path in files}
-    parsed |= {name: _parse(root / "Annotations" / f"{name}.xml") for name in names if name not in parsed}
-    known = self.class_names
-    if known is None:
-      known = tuple(sorted({item.name for record in parsed.values() for item in record.objects}))
-    faults = _faults(root, names, parsed, known)
-    if not names:
-      faults.append(Fault(str(_split_file(root, self.split)), "names no image"))
-    image_files = _image_files(root)
+    for folder in (root, root / voc_files.ANNOTATIONS, root / voc_files.IMAGES):
+      if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder")
+    annotation_files, pictures = voc_files.xml_files(root), voc_files.image_files(root)
+    path = root / voc_files.SPLITS / f"{self.split}.txt"
+    split = voc_files.read_split(path, annotation_files, pictures)
+    records = {file: voc_xml.read(annotation_files.path(file)) for file in split.annotations if file is not None}
+    classes, fatal = self._classes(annotation_files, records)
+    rows, faults = [], list(split.faults)
+    for image_id, (name, file) in enumerate(zip(split.names, split.annotations), 1):
+      row, found = _usable(image_id, name, file and records[file], pictures, annotation_files.root, self.upright)
+      faults += found
+      if row is not None:
+        rows.append(row)
+    if split.names and not rows:
+      fatal = [Fault(str(path), f"none of the images that it names can be used: {faults[0]}")]
     if strict:
-      raise_first(faults + _missing_images(root, names, image_files))
-    paths = {name: image_files.get(name, root / "JPEGImages" / f"{name}.jpg") for name in names}
-    usable = [(line, name) for line, name in enumerate(names, 1) if parsed[name].size]
-    annotations = tuple(_annotations(line, paths[name].name, parsed[name], known, self) for line, name in usable)
-    categories = tuple(Category(number, name) for number, name in enumerate(known, 1))
-    return VocSource(categories, tuple(paths[name] for _, name in usable), annotations, tuple(faults))
+      raise_or_warn(fatal + faults)
+      self._warn_of_other_classes(path, rows)
+    return _source(self, pictures.root, rows, classes, (*fatal, *faults))
+
+  def _classes(self, files: voc_files.Files, records: dict[str, Record]) -> tuple[tuple[str, ...], list[Fault]]:
+    """The names of the classes, and what is wrong with those that were asked for."""
+    asked = self.class_names
+    found = _names(records.values())
+    if asked is None or not set(asked) <= found:
+      found |= _names(voc_xml.read(files.path(file)) for file in files.all() if file not in records)
+    if asked is None:
+      none = [] if found else [Fault(str(files.root), "no object in any of its files: no class")]
+      return tuple(sorted(found)), none
+    if not asked or len(set(asked)) < len(asked):
+      return asked, [Fault(str(files.root), f"class_names={asked!r}: names one or more classes, each once")]
+    faults = []
+    for name in asked:
+      if name not in found:
+        near = difflib.get_close_matches(name, found, 3, 0.5) or sorted(found)[:10]
+        nearest = f"the nearest: {', '.join(near)}" if near else "there is no object at all"
+        faults.append(Fault(str(files.root), f"no object is of the class {clipped(name)}; {nearest}"))
+    return asked, faults
+
+  def _warn_of_other_classes(self, path: pathlib.Path, rows: Sequence[_Row]) -> None:
+    if self.class_names is None:
+      return
+    names = [item.name for row in rows for item in row.record.objects]
+    others = collections.Counter(name for name in names if name not in self.class_names)
+    if others:
+      shown = ", ".join(name for name, _ in others.most_common(5)) + (", ..." if len(others) > 5 else "")
+      logger.warning("%s: %d objects of other classes left out: %s", path, others.total(), shown)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class VocSource:
-  """An open VOC folder."""
+  """An open VOC folder of n images with N objects; the objects of image i are rows `ends[i]` to `ends[i + 1]`."""
 
   categories: tuple[Category, ...]
-  paths: tuple[pathlib.Path, ...]
-  records: tuple[Annotations, ...]
+  folder: pathlib.Path
+  files: tuple[str, ...]  # n paths in the folder
+  image_ids: np.ndarray  # i32[n]
+  sizes: np.ndarray  # i32[n, 2], (height, width)
+  ends: np.ndarray  # i64[n + 1]
+  boxes: np.ndarray  # f32[N, 4]
+  classes: np.ndarray  # i32[N]
+  is_difficult: np.ndarray  # bool[N]
+  numbers: np.ndarray  # i64[N], the object's position in its file, from 1
   faults: tuple[Fault, ...]
+  upright: bool = False
   keypoints: None = None
 
   def __len__(self) -> int:
-    return len(self.records)
+    return len(self.files)
 
   def annotations(self, index: int, masks: bool = True) -> Annotations:
     """The objects of image `index`; VOC folders have no masks of objects here."""
     del masks
-    return self.records[index]
+    rows = slice(self.ends[index], self.ends[index + 1])
+    boxes = self.boxes[rows].copy()
+    return Annotations(
+      image_id=int(self.image_ids[index]),
+      file_name=self.files[index],
+      size=tuple(self.sizes[index].tolist()),
+      boxes=boxes,
+      classes=self.classes[rows].copy(),
+      crowd=np.zeros(len(boxes), bool),
+      difficult=self.is_difficult[rows].copy(),
+      ids=self.numbers[rows].copy(),
+      areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+    )
 
   def image(self, index: int) -> np.ndarray:
     """u8[H, W, 3] RGB."""
-    return images.read(self.paths[index])
+    return images.read(self.folder / self.files[index], self.upright)
+
+  def orientation(self, index: int) -> int:
+    """The EXIF orientation that `image` does not follow; 1 where it does, or there is none."""
+    return 1 if self.upright else images.orientation(self.folder / self.files[index])
 
 
 @dataclasses.dataclass(frozen=True)
-class _Object:
-  number: int  # position in the file, from 1
-  name: str
-  corners: tuple[float, ...]  # xmin, ymin, xmax, ymax as written
-  difficult: bool
+class _Row:
+  """One image that can be used."""
+
+  image_id: int
+  file: str
+  size: tuple[int, int]
+  record: Record
 
 
-@dataclasses.dataclass(frozen=True)
-class _Record:
-  """One annotation file; `size` is None where the file cannot be used."""
-
-  size: tuple[int, int] | None
-  objects: tuple[_Object, ...]
-  faults: tuple[Fault, ...]
+def _names(records) -> set[str]:
+  return {item.name for record in records for item in record.objects}
 
 
-def _split_names(root: pathlib.Path, split: str) -> list[str]:
-  for folder in (root, root / "Annotations", root / "JPEGImages"):
-    if not folder.is_dir():
-      raise DataError(f"{folder}: no such folder")
-  path = _split_file(root, split)
-  if not path.is_file():
-    have = sorted(file.stem for file in path.parent.glob("*.txt"))
-    raise DataError(f"{path}: no such split; the folder has {', '.join(have) or 'none'}")
-  # A per-class split file has a second column (1, -1, 0): the name is the first word.
-  return [line.split()[0] for line in path.read_text().splitlines() if line.strip()]
-
-
-def _split_file(root: pathlib.Path, split: str) -> pathlib.Path:
-  return root / "ImageSets" / "Main" / f"{split}.txt"
-
-
-def _image_files(root: pathlib.Path) -> dict[str, pathlib.Path]:
-  files = sorted((root / "JPEGImages").iterdir(), key=lambda path: path.name)
-  return {path.stem: path for path in files if path.suffix in images.EXTENSIONS}
-
-
-def _missing_images(root: pathlib.Path, names: list[str], files: dict[str, pathlib.Path]) -> list[Fault]:
-  missing = [name for name in names if name not in files]
-  return [Fault(str(root / "JPEGImages" / name), "no image of that name (.jpg, .jpeg, .png)") for name in missing]
-
-
-def _parse(path: pathlib.Path) -> _Record:
+def _usable(image_id, name, record: Record | None, pictures, folder, upright) -> tuple[_Row | None, Sequence[Fault]]:
+  """The image of one line of the split, or None; and what is wrong with it."""
+  if record is None:
+    return None, [Fault(str(folder / f"{name}.xml"), "no such annotation file", fatal=False)]
+  if not record.usable:
+    return None, record.faults
+  file, problem = voc_files.choose_image(pictures.find(name), record.image_name, name, pictures)
+  if file is None:
+    return None, [*record.faults, Fault(str(pictures.root / name), problem, fatal=False)]
+  path = pictures.path(file)
   try:
-    root = ElementTree.parse(path).getroot()
-  except FileNotFoundError:
-    return _Record(None, (), (Fault(str(path), "no such annotation file"),))
-  except ElementTree.ParseError as error:
-    return _Record(None, (), (Fault(str(path), f"not readable as XML: {error}"),))
-  try:
-    size = int(root.findtext("size/height")), int(root.findtext("size/width"))
-  except (TypeError, ValueError):
-    size = (0, 0)
-  if min(size) <= 0:
-    return _Record(None, (), (Fault(str(path), "no <size> with a width and a height"),))
-  objects, faults = [], []
-  for number, node in enumerate(root.findall("object"), 1):
-    try:
-      corners = tuple(float(node.findtext(f"bndbox/{side}")) for side in ("xmin", "ymin", "xmax", "ymax"))
-      difficult = bool(int(node.findtext("difficult") or 0))
-    except (TypeError, ValueError):
-      faults.append(Fault(str(path), "<bndbox> or <difficult> is missing or no number", f"object {number}"))
-      continue
-    name = (node.findtext("name") or "").strip()
-    if not name:
-      faults.append(Fault(str(path), "no <name>", f"object {number}"))
-      continue
-    objects.append(_Object(number, name, corners, difficult))
-  return _Record(size, tuple(objects), tuple(faults))
+    header = images.header(path)
+  except DataError as error:
+    return None, [*record.faults, Fault(path, str(error).removeprefix(f"{path}: "), fatal=False)]
+  size = images.turned_size(header.size, header.orientation) if upright else header.size
+  problem = images.size_problem(size, record.size or size, 1 if upright else header.orientation)
+  if problem:
+    return None, [*record.faults, Fault(path, problem, fatal=False)]
+  return _Row(image_id, file, size, record), record.faults
 
 
-def _faults(root, names, parsed, known) -> list[Fault]:
-  faults = []
-  for name, times in collections.Counter(names).items():
-    if times > 1:
-      faults.append(Fault(name, f"named {times} times by the split file"))
-    faults.extend(parsed[name].faults)
-    for item in parsed[name].objects:
-      if item.name not in known:
-        problem = f"class {item.name!r} is none of {', '.join(known)}"
-        faults.append(Fault(str(root / "Annotations" / f"{name}.xml"), problem, f"object {item.number}"))
-  return faults
-
-
-def _annotations(line, file_name, record: _Record, known, folder: VocFolder) -> Annotations:
-  objects = [item for item in record.objects if item.name in known and (folder.difficult or not item.difficult)]
-  boxes = np.array([item.corners for item in objects], np.float32).reshape(-1, 4)
+def _source(folder: VocFolder, root, rows: Sequence[_Row], classes, faults) -> VocSource:
+  class_of = {name: number for number, name in enumerate(classes, 1)}
+  kept = lambda item: item.name in class_of and (folder.difficult or not item.difficult)
+  objects = [[item for item in row.record.objects if kept(item)] for row in rows]
+  every = [item for items in objects for item in items]
+  with np.errstate(over="ignore"):  # a corner beyond float32 becomes infinite, which is told as a degenerate box
+    boxes = np.array([item.corners for item in every], np.float64).reshape(-1, 4).astype(np.float32)
   if folder.one_based:
     # A box that is degenerate as written stays so: counting pixels would turn a stray click into a 1-pixel object.
     proper = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     boxes[:, :2] -= proper[:, None].astype(np.float32)
-  return Annotations(
-    image_id=line,
-    file_name=file_name,
-    size=record.size,
+  return VocSource(
+    categories=tuple(Category(number, name) for name, number in class_of.items()),
+    folder=root,
+    files=tuple(row.file for row in rows),
+    image_ids=np.array([row.image_id for row in rows], np.int32),
+    sizes=np.array([row.size for row in rows], np.int32).reshape(-1, 2),
+    ends=np.concatenate([[0], np.cumsum([len(items) for items in objects], dtype=np.int64)]).astype(np.int64),
     boxes=boxes,
-    classes=np.array([known.index(item.name) + 1 for item in objects], np.int32),
-    crowd=np.zeros(len(objects), bool),
-    difficult=np.array([item.difficult for item in objects], bool),
-    ids=np.array([item.number for item in objects], np.int64),
-    areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
+    classes=np.array([class_of[item.name] for item in every], np.int32),
+    is_difficult=np.array([item.difficult for item in every], bool),
+    numbers=np.array([item.number for item in every], np.int64),
+    faults=faults,
+    upright=folder.upright,
   )

@@ -1,0 +1,114 @@
+"""Small inputs that failed once, each read from shared/cases: the right answers of VOC folders, images and TFDS."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from rcnn_jax.data import validate
+from rcnn_jax.data.coco import CocoFolder
+from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.voc import VocFolder, VocSource
+
+CASES = pathlib.Path(__file__).parents[2] / "shared" / "cases"
+pytestmark = pytest.mark.skipif(not CASES.is_dir(), reason="the inputs that failed (shared/cases) are not here")
+
+# What the two images of every VOC case say, as the first of its three objects is written: corners from 1.
+FIRST = [[21, 23, 51, 53], [56, 44, 89, 77]]
+
+
+def opened(name: str, **choices) -> VocSource:
+  """The case, opened as training does; it must be without a fault in validate_data too."""
+  spec = VocFolder(str(CASES / name), "train", **choices)
+  assert list(validate.faults(spec)) == []
+  return spec.open()
+
+
+def check(source: VocSource, end: str, folder: str = "") -> None:
+  assert [source.annotations(row).file_name for row in range(len(source))] == [
+    f"{folder}im000{end}",
+    f"{folder}im001.{end.split('.')[1].lower()}",
+  ]
+  for row in range(2):
+    annotations = source.annotations(row)
+    assert annotations.size == (80, 96) and source.image(row).shape == (80, 96, 3)
+    assert len(annotations.boxes) == 3 and annotations.boxes[0].tolist() == FIRST[row]
+
+
+def test_voc_bmp():
+  check(opened("voc_bmp"), ".bmp")
+
+
+def test_voc_webp():
+  check(opened("voc_webp"), ".webp")
+
+
+def test_voc_mixed_case_ext():
+  check(opened("voc_mixed_case_ext"), ".Jpg")
+
+
+def test_voc_difficult_false():
+  source = opened("voc_difficult_false")
+  check(source, ".jpg")
+  assert not source.is_difficult.any()
+
+
+def test_voc_names_with_spaces():
+  source = opened("voc_names_with_spaces")
+  assert source.files == ("my photo (0).jpg", "my photo (1).jpg")
+  assert source.annotations(0).boxes[0].tolist() == FIRST[0] and source.image(1).shape == (80, 96, 3)
+
+
+def test_voc_normalised_boxes():
+  spec = VocFolder(str(CASES / "voc_normalised_boxes"), "train")
+  lines = [line for line in validate.faults(spec) if "between 0 and 1" in line]
+  assert len(lines) == 3 and "im000.xml" in lines[1] and "im001.xml" in lines[2]
+  with pytest.raises(DataError, match="im000.xml: all its boxes lie between 0 and 1: fractions, where pixels are"):
+    spec.open()
+
+
+def test_voc_same_stem():
+  source = opened("voc_same_stem")
+  assert source.files == ("im000.jpg", "im001.jpg")
+
+
+def test_voc_size_zero():
+  check(opened("voc_size_zero"), ".jpg")
+
+
+def test_voc_some_classes(caplog):
+  source = opened("voc_some_classes", class_names=("square",))
+  assert [category.name for category in source.categories] == ["square"]
+  assert [source.annotations(row).ids.tolist() for row in range(2)] == [[1, 3], [1, 2]]  # the others are discs
+  (line,) = caplog.messages
+  assert line.endswith("train.txt: 2 objects of other classes left out: disc")
+
+
+def test_voc_split_bom():
+  check(opened("voc_split_bom"), ".jpg")
+
+
+def test_voc_split_utf16():
+  check(opened("voc_split_utf16"), ".jpg")
+
+
+def test_voc_subfolders():
+  source = opened("voc_subfolders")
+  check(source, ".jpg", folder="cam1/")
+
+
+def test_voc_xml_gb2312():
+  source = opened("voc_xml_gb2312")
+  check(source, ".jpg")
+  assert [category.name for category in source.categories] == ["disc", "方块"]
+
+
+def test_voc_xml_bogus_encoding():
+  spec = VocFolder(str(CASES / "voc_xml_bogus_encoding"), "train")
+  assert [line.split("Annotations/")[1] for line in validate.faults(spec)] == [
+    "im000.xml: declares the unknown encoding 'utf8mb4': read as UTF-8",
+    "im001.xml: declares the unknown encoding 'utf8mb4': read as UTF-8",
+  ]
+  check(spec.open(), ".jpg")
