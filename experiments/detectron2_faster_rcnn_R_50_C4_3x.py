@@ -17,6 +17,7 @@ from rcnn_jax.training.optim import Rule
 experiment = base.override(
   {
     "name": "detectron2_faster_rcnn_R_50_C4_3x",
+    "data.canvases.multiple": 1,  # images are padded for a pyramid alone
     "model.backbone": ResNet(50, levels=(4,), stride_in_1x1=True, pixel_std=(1.0, 1.0, 1.0)),
     "model.proposer.anchor_sizes": ((32.0, 64.0, 128.0, 256.0, 512.0),),
     "model.proposer.num_pre_nms": (12_000, 6000),

@@ -13,7 +13,7 @@ starts from the imported weights.
 
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.pipeline import Data
-from rcnn_jax.data.transforms import HorizontalFlip, Resize
+from rcnn_jax.data.transforms import HorizontalFlip, PaddedToMultiple, Resize
 from rcnn_jax.experiment import BackboneWeights, Checkpoints, Evaluation, Experiment
 from rcnn_jax.models.backbones.fpn import Fpn
 from rcnn_jax.models.backbones.resnet import ResNet
@@ -35,8 +35,11 @@ experiment = Experiment(
     train=CocoFolder(f"{COCO}/train2017", f"{COCO}/annotations/instances_train2017.json"),
     eval=CocoFolder(f"{COCO}/val2017", f"{COCO}/annotations/instances_val2017.json"),
     resize=Resize((640, 672, 704, 736, 768, 800), long_side=1333, interpolation="pillow", rounding="nearest"),
-    # Detectron2 pads to a multiple of 32; those of COCO's most frequent shapes (1:1, 4:3, 3:2, and longer).
-    canvases=((800, 800), (800, 1088), (800, 1216), (800, 1344), (1088, 800), (1216, 800), (1344, 800)),
+    # Each image's own in evaluation; in training those of COCO's most frequent shapes (1:1, 4:3, 3:2, and longer).
+    canvases=PaddedToMultiple(
+      32,
+      training=((800, 800), (800, 1088), (800, 1216), (800, 1344), (1088, 800), (1216, 800), (1344, 800)),
+    ),
     augmentations=(HorizontalFlip(0.5),),
     batch_size=(16, 4),
     max_objects=100,

@@ -25,6 +25,7 @@ import numpy as np
 from absl import flags
 
 from launch import flags as launch_flags
+from rcnn_jax.data import pipeline
 from rcnn_jax.data.transforms import MASK_SIDE
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models.detector import blank_batch, init_variables
@@ -136,7 +137,7 @@ def prepared_model(experiment: Experiment):
   model = experiment.model
   joints = model.num_keypoints or NUM_KEYPOINTS
   model = model.clone(num_classes=model.num_classes or FLAGS.num_classes, num_keypoints=joints)
-  return model, init_variables(model, jax.random.key(0), experiment.data.canvases[0])
+  return model, init_variables(model, jax.random.key(0), pipeline.example_canvas(experiment.data))
 
 
 def compile_timed(function, *inputs) -> tuple[Callable, dict]:
@@ -159,7 +160,7 @@ def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
   its whole box, and joints lie anywhere: what they hold changes no time.
   """
   rng = np.random.default_rng(0)
-  canvas, count = experiment.data.canvases[0], FLAGS.num_objects
+  canvas, count = pipeline.example_canvas(experiment.data), FLAGS.num_objects
   blank = jax.tree.map(np.asarray, blank_batch(batch_size, canvas, count))
   side = min(canvas)
   boxes = random_boxes(rng, canvas, (batch_size, count))
@@ -264,7 +265,7 @@ def peer_request(experiment: Experiment, sizes: tuple[int, int]) -> dict:
   return {
     "model": to_json(experiment.model),
     "num_classes": experiment.model.num_classes or FLAGS.num_classes,
-    "canvas": experiment.data.canvases[0],
+    "canvas": pipeline.example_canvas(experiment.data),
     "batch_size": sizes,
     "num_objects": FLAGS.num_objects,
     "iterations": FLAGS.iterations,

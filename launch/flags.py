@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import pathlib
+import platform
 import sys
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -61,6 +64,52 @@ def define_set() -> None:
   flags.DEFINE_multi_string("set", [], "path=value, e.g. --set=data.workers=4: one value of the experiment changed.")
 
 
+def define_compilation_cache() -> None:
+  """Defines --compilation_cache."""
+  define_path(
+    "compilation_cache",
+    "Directory in which compiled programs are kept from run to run; WORKDIR/compiled where images have canvases of "
+    "their own (PaddedToMultiple).",
+  )
+
+
+def keep_programs(experiment: Experiment, workdir: str) -> None:
+  """Keeps compiled programs where --compilation_cache says, or beside the run where there will be many of them."""
+  from jax.experimental.compilation_cache import compilation_cache
+
+  from rcnn_jax.data.transforms import PaddedToMultiple
+
+  folder = FLAGS.compilation_cache
+  many = isinstance(experiment.data.canvases, PaddedToMultiple)
+  if folder is None and many and jax.config.jax_compilation_cache_dir is None and _can_write(workdir):
+    folder = os.path.join(workdir, "compiled", _machine())
+  if folder is not None:
+    jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder))
+    compilation_cache.reset_cache()  # a program that was compiled before has settled that there is none
+
+
+def _can_write(folder: str) -> bool:
+  """Whether files can be made in a folder, or the folder itself where it is not there yet."""
+  path = pathlib.Path(folder).absolute()
+  return os.access(next(each for each in (path, *path.parents) if each.exists()), os.W_OK)
+
+
+def _machine() -> str:
+  """A name for machines that can run each other's programs.
+
+  JAX itself tells accelerators apart, but not CPUs: run directories are shared by machines, of which an older one
+  lacks instructions that a newer one's programs use.
+  """
+  if jax.default_backend() != "cpu":
+    return jax.default_backend()
+  try:
+    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    lines = []
+  kinds = [line for line in lines if line.partition(":")[0].strip() in ("flags", "Features")]
+  return f"cpu-{zlib.crc32((kinds or [platform.processor()])[0].encode()):08x}"
+
+
 def chosen_experiment() -> Experiment:
   """The experiment that the flags ask for, overrides applied. With --print_experiment, prints it and exits."""
   experiment = experiments.load(FLAGS.experiment).set(FLAGS.set)
@@ -86,11 +135,12 @@ def chosen_run() -> Any:
 
 def with_experiment(run: Any, experiment: Experiment) -> Any:
   """The `training.checkpoint` Run with another experiment; raises CheckpointError unless its variables fit that."""
+  from rcnn_jax.data import pipeline
   from rcnn_jax.models import detector
   from rcnn_jax.training import checkpoint
 
   model = experiment.model.met_with(run.categories, run.keypoints)
-  canvas = experiment.data.canvases[0]
+  canvas = pipeline.example_canvas(experiment.data)
   asked_for = jax.eval_shape(lambda: detector.init_variables(model, jax.random.key(0), canvas))
   checkpoint.take_params(asked_for, run.variables)
   return dataclasses.replace(run, experiment=experiment)
@@ -106,12 +156,13 @@ def describe(experiment: Experiment) -> str:
 
 def parameters(experiment: Experiment) -> str:
   """How many parameters the model has, in a line."""
+  from rcnn_jax.data import pipeline
   from rcnn_jax.models import detector
 
   model = experiment.model
   if model.num_classes is None or (model.keypoint is not None and model.num_keypoints is None):
     return "parameters: as many as the data's classes ask for; --set=model.num_classes=K counts those for K"
-  return f"parameters: {detector.num_parameters(model, experiment.data.canvases[0]):,}"
+  return f"parameters: {detector.num_parameters(model, pipeline.example_canvas(experiment.data)):,}"
 
 
 def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> None:

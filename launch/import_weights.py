@@ -18,6 +18,7 @@ import jax
 from absl import flags
 
 from launch import flags as launch_flags
+from rcnn_jax.data import pipeline
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models import detector
@@ -106,7 +107,7 @@ def imported(
   experiment: Experiment, model: detector.Detector, tensors: Tensors, skip: str | None, library: Library
 ) -> dict:
   """The variables of the model with the values of the tensors; raises WeightsError for a misfit."""
-  fresh = lambda: detector.init_variables(model, jax.random.key(experiment.seed), experiment.data.canvases[0])
+  fresh = lambda: detector.init_variables(model, jax.random.key(experiment.seed), pipeline.example_canvas(experiment.data))
   try:
     return library.load(tensors, fresh() if skip else jax.eval_shape(fresh), model, skip)
   except WeightsError as error:

@@ -33,6 +33,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the options of this command."""
   launch_flags.define_run()
+  launch_flags.define_compilation_cache()
   flags.DEFINE_string("images", None, "The image files, e.g. 'photos/*.jpg' or 'photos/**/*.png'.", required=True)
   launch_flags.define_path("output", "Directory for pictures and detections.json.", required=True)
   flags.DEFINE_float("min_score", 0.05, "Detections of a lower score are left out.", 0.0, 1.0)
@@ -44,6 +45,7 @@ def main(argv: list[str]) -> None:
   cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)  # files that are no images get one line, of ours
   files = matching_files(FLAGS.images)
   run = launch_flags.chosen_run()
+  launch_flags.keep_programs(run.experiment, FLAGS.workdir)
   unread = predict(run, files, pathlib.Path(FLAGS.output), FLAGS.min_score)
   if unread:
     raise EvaluationError(f"{len(unread)} of {len(files)} files could not be read")

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from launch import flags as launch_flags
-from rcnn_jax.data import loader
+from rcnn_jax.data import loader, pipeline
 from rcnn_jax.evaluation import report
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
 from rcnn_jax.experiment import Experiment, ExperimentError, override
@@ -42,7 +42,7 @@ def define_flags() -> None:
   launch_flags.define_path("init_from", "Start from another run's parameters: DIR, DIR@latest or DIR@STEP.")
   flags.DEFINE_string("init_from_skip", None, "Regular expression of the parameters that --init_from leaves alone.")
   flags.DEFINE_integer("log_every", 20, "Steps between two lines of progress.", lower_bound=1)
-  launch_flags.define_path("compilation_cache", "Directory in which compiled programs are kept from run to run.")
+  launch_flags.define_compilation_cache()
   flags.DEFINE_bool("distributed", False, "One of several processes of a cluster: call jax.distributed.initialize().")
 
 
@@ -52,10 +52,9 @@ def main(argv: list[str]) -> None:
   experiment = launch_flags.chosen_experiment()
   if not FLAGS.workdir:
     raise checkpoint.CheckpointError("--workdir=DIR is missing")
-  if FLAGS.compilation_cache:
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(FLAGS.compilation_cache))
   if FLAGS.distributed:
     jax.distributed.initialize()
+  launch_flags.keep_programs(experiment, FLAGS.workdir)
   train(experiment, FLAGS.workdir, meshes.data_mesh(), FLAGS.init_from, FLAGS.init_from_skip, FLAGS.log_every)
 
 
@@ -114,7 +113,7 @@ def check_parts(experiment: Experiment) -> None:
 
 def check_losses(experiment: Experiment, model: nn.Module, variables: dict) -> None:
   """Raises TrainingError for a stage that names a loss which the model has not; computes nothing."""
-  batch = detector.blank_batch(1, experiment.data.canvases[0])
+  batch = detector.blank_batch(1, pipeline.example_canvas(experiment.data))
   shape = batch.truth.valid.shape
   masks, keypoints = jnp.zeros((*shape, 2, 2), jnp.uint8), jnp.zeros((*shape, model.num_keypoints or 0, 3))
   batch = batch.replace(truth=batch.truth.replace(masks=masks, keypoints=keypoints))
@@ -138,7 +137,7 @@ def initial_variables(
 ) -> dict:
   """The variables that a training starts from: random, then the experiment's own `init`, then another run's."""
   key = random.named(jax.random.key(experiment.seed), "init")
-  variables = detector.init_variables(model, key, experiment.data.canvases[0])
+  variables = detector.init_variables(model, key, pipeline.example_canvas(experiment.data))
   if pretrained and experiment.init is not None:
     variables = experiment.init.load(variables)
   if init_from:

@@ -10,6 +10,7 @@ import pytest
 
 from launch import flags as launch_flags
 from rcnn_jax import experiment as experiments
+from rcnn_jax.data.pipeline import example_canvas
 from rcnn_jax.data.transforms import MASK_SIDE
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models.detector import blank_batch, init_variables, num_parameters
@@ -62,7 +63,7 @@ def complete(name: str) -> Experiment:
 def one_image(experiment: Experiment) -> Batch:
   """A batch of one image on the first canvas, with all that the experiment loads."""
   data = experiment.data
-  batch = blank_batch(1, data.canvases[0])
+  batch = blank_batch(1, example_canvas(data))
   truth, rows = batch.truth, batch.truth.valid.shape
   if data.load_masks:
     truth = truth.replace(masks=jnp.zeros((*rows, MASK_SIDE, MASK_SIDE), jnp.uint8))
@@ -78,7 +79,7 @@ def one_image(experiment: Experiment) -> Batch:
 def lowered(experiment: Experiment) -> list[jax.stages.Lowered]:
   """The train step of each stage of gradient descent, and the detection, of shapes alone."""
   model = experiment.model
-  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), experiment.data.canvases[0]))
+  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), example_canvas(experiment.data)))
   batch = jax.eval_shape(lambda: one_image(experiment))
   programs = []
   for stage in experiment.stages:
@@ -92,7 +93,7 @@ def lowered(experiment: Experiment) -> list[jax.stages.Lowered]:
 @pytest.mark.parametrize("name", NAMES)
 def test_each_experiment_builds_with_the_published_number_of_parameters(name):
   experiment = complete(name)
-  count = num_parameters(experiment.model, experiment.data.canvases[0])
+  count = num_parameters(experiment.model, example_canvas(experiment.data))
   assert count == PUBLISHED.get(name, count) > 0
 
 

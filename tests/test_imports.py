@@ -30,11 +30,12 @@ for package in (rcnn_jax.ops, rcnn_jax.models):
 for name in ("rcnn_jax.training.step", "rcnn_jax.training.stages", "rcnn_jax.training.mesh", "launch.benchmark"):
   importlib.import_module(name)
 from rcnn_jax import experiment
+from rcnn_jax.data import pipeline
 
 for name in experiment.names():
   loaded = experiment.load(name)
   assert experiment.from_json(experiment.to_json(loaded)) == loaded
-  print(name, *loaded.data.canvases)
+  print(name, pipeline.example_canvas(loaded.data))
 assert not ABSENT & set(sys.modules)
 """
 

@@ -15,6 +15,7 @@ from pycocotools import mask as rle
 
 from rcnn_jax import experiment as experiments
 from rcnn_jax.data import pipeline
+from rcnn_jax.data.transforms import PaddedToMultiple
 from rcnn_jax.evaluation import detect
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models.detector import init_variables
@@ -24,7 +25,7 @@ from tests.parity import filled_detector, needs_photographs, pair_up, photograph
 K = {"maskrcnn": 90, "keypointrcnn": 1}  # classes of a kind of model
 SHORT, LONG = filling.MODEL_LIMITS["short_side"], filling.MODEL_LIMITS["long_side"]
 # torchvision pads to multiples of 32. Each four photographs hold a landscape and a portrait.
-CANVASES = {1: ((96, 160), (128, 160), (160, 128)), 4: ((160, 160),)}
+CANVASES = {1: PaddedToMultiple(32), 4: ((160, 160),)}
 
 pytestmark = needs_photographs
 

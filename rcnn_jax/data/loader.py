@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 
 import grain
@@ -19,8 +20,12 @@ from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.proposals import StoredProposals
 from rcnn_jax.data.source import Source
+from rcnn_jax.data.transforms import PaddedToMultiple
 from rcnn_jax.types import Batch
 
+logger = logging.getLogger(__name__)
+
+MANY_CANVASES = 8  # compiling a detector's step for one takes about a minute
 _READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # batches that are decoded ahead by threads
 
 
@@ -154,7 +159,8 @@ def training_epoch(data: Data, source: Source, batch_size: int | None = None) ->
     chosen &= found.num_keypoints >= data.min_keypoints
   if not chosen.any():
     raise DataError("no images to train on")
-  groups = _by_canvas(data, found.sizes, np.flatnonzero(chosen).tolist())
+  groups = _by_canvas(data, found.sizes, np.flatnonzero(chosen).tolist(), train=True)
+  _warn_of_many(data, groups)
   return Epoch(
     {canvas: np.array(members) for canvas, members in groups.items()},
     batch_size or data.batch_size[0],
@@ -214,7 +220,7 @@ def eval_batches(
   found = pipeline.survey(data, source)
   plan = [
     Rows(0, tuple(members[at : at + batch_size]), canvas)
-    for canvas, members in sorted(_by_canvas(data, found.sizes, range(len(found.sizes))).items())
+    for canvas, members in sorted(_by_canvas(data, found.sizes, range(len(found.sizes)), train=False).items())
     for at in range(0, len(members), batch_size)
   ]
   regions = open_proposals(data, source, 1)
@@ -222,13 +228,30 @@ def eval_batches(
   return EvalBatches(grain.MapDataset.source(plan).map(load))
 
 
-def _by_canvas(data: Data, sizes: Sequence[tuple[int, int]], indices: Iterable[int]) -> dict[tuple[int, int], list]:
+def _by_canvas(
+  data: Data, sizes: Sequence[tuple[int, int]], indices: Iterable[int], train: bool
+) -> dict[tuple[int, int], list[int]]:
   """The images at `indices`, in that order, by the canvas that each stands on."""
-  canvas_of = functools.cache(lambda size: pipeline.canvas_of(size, data))
+  canvas_of = functools.cache(lambda size: pipeline.canvas_of(size, data, train))
   groups: dict[tuple[int, int], list[int]] = {}
   for index in indices:
     groups.setdefault(canvas_of(sizes[index]), []).append(index)
   return groups
+
+
+def _warn_of_many(data: Data, canvases: Iterable[tuple[int, int]]) -> None:
+  """One line where each image has its own canvas in training too, and these are many, with few that hold them all."""
+  found = sorted(canvases)
+  if not isinstance(data.canvases, PaddedToMultiple) or len(found) <= MANY_CANVASES:
+    return
+  sides = [max(max(canvas) for canvas in found), max(min(canvas) for canvas in found)]
+  few = (sides[1], sides[0]), (sides[0], sides[1])
+  logger.warning(
+    "the training images have %d canvases, and the step is compiled for each of them; all images fit into "
+    "data.canvases.training=%s",
+    len(found),
+    few if few[0] != few[1] else few[:1],
+  )
 
 
 def _share(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -25,14 +25,14 @@ class Data:
   """The data of an experiment, as plain values; `train` and `eval` are specs with an `open()`.
 
   Every image is resized, then augmented (training only), then put into the top left corner of the smallest of the
-  `canvases` (height, width) that holds it; one that fits none is shrunk. Each canvas is compiled once. Batch sizes
-  are those of all processes together.
+  `canvases` (height, width) that holds it, and one that fits none is shrunk; or into the canvas that
+  `PaddedToMultiple` makes for it alone. Each canvas is compiled once. Batch sizes are those of all processes together.
   """
 
   train: Any
   eval: Any
   resize: transforms.Resize = transforms.Resize()
-  canvases: tuple[tuple[int, int], ...] = ((480, 640), (640, 480))
+  canvases: tuple[tuple[int, int], ...] | transforms.PaddedToMultiple = ((480, 640), (640, 480))
   augmentations: tuple = (transforms.HorizontalFlip(0.5),)
   batch_size: tuple[int, int] = (2, 2)  # (train, eval)
   max_objects: int | None = None  # None: the most that an image of the source has, rounded up to a multiple of 8
@@ -84,9 +84,21 @@ def survey(data: Data, source: Source) -> Survey:
   return Survey(sizes, found.num_trainable, found.num_keypoints, int(max_objects))
 
 
-def canvas_of(size: tuple[int, int], data: Data) -> tuple[int, int]:
+def canvas_of(size: tuple[int, int], data: Data, train: bool = False) -> tuple[int, int]:
   """The canvas (height, width) of an image of `size`; that of its largest short side, whichever is drawn."""
-  return transforms.choose_canvas(transforms.resized_size(size, data.resize), data.canvases)
+  resized, canvases = transforms.resized_size(size, data.resize), data.canvases
+  if isinstance(canvases, transforms.PaddedToMultiple):
+    if not (train and canvases.training):
+      return canvases.around(resized)
+    canvases = canvases.training
+  return transforms.choose_canvas(resized, canvases)
+
+
+def example_canvas(data: Data) -> tuple[int, int]:
+  """One of the canvases (height, width), for tracing shapes: the first, or that of a photograph of 480 x 640."""
+  if not isinstance(data.canvases, transforms.PaddedToMultiple):
+    return data.canvases[0]
+  return data.canvases.training[0] if data.canvases.training else canvas_of((480, 640), data)
 
 
 def load(

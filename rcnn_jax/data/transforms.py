@@ -48,6 +48,29 @@ class Resize:
 
 
 @dataclasses.dataclass(frozen=True)
+class PaddedToMultiple:
+  """A canvas for each image: its own resized size, each side rounded up to a multiple.
+
+  It is what torchvision (32) and Detectron2 (32 with a pyramid, 1 without) give an image that is detected alone, so
+  that imported weights see the very numbers that they were published with. Each distinct canvas compiles once: about
+  70 for COCO's validation images. To train takes longer to compile, and a few canvases do as well: `training` names
+  them. Without, each image has its own canvas in training too.
+  """
+
+  multiple: int = 32  # pixels
+  training: tuple[tuple[int, int], ...] | None = None  # (height, width) each
+
+  def __post_init__(self):
+    if self.multiple < 1:
+      raise ValueError(f"PaddedToMultiple: the multiple is {self.multiple}: it must be at least 1 pixel")
+
+  def around(self, size: tuple[int, int]) -> tuple[int, int]:
+    """The canvas (height, width) of an image that has `size` after resizing."""
+    height, width = (-(-side // self.multiple) * self.multiple for side in size)
+    return height, width
+
+
+@dataclasses.dataclass(frozen=True)
 class HorizontalFlip:
   """Mirrors left and right; joints change names with their mirror image."""
 
