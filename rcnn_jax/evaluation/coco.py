@@ -22,6 +22,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from rcnn_jax.data.source import Annotations, Category, box_fault
+from rcnn_jax.evaluation.classes import class_keys
 
 # The standard deviation, relative to the object's size, given to joints that are not COCO's 17.
 OTHER_JOINT_SIGMA = 0.05
@@ -84,8 +85,9 @@ def coco_metrics(
     max_detections: in each image and class; keypoints always count 20, as COCO does.
 
   Returns:
-    Flat metrics `KIND/AP`, `KIND/AP50`, ..., `KIND/AP/<class name>`, 0..1, None where nothing is to be found; and by
-    class name the precision at recalls 0, 0.01, ..., 1 and IoU (or OKS) 0.5, for plots.
+    Flat metrics `KIND/AP`, `KIND/AP50`, ..., `KIND/AP/<class key>`, 0..1, None where nothing is to be found; and by
+    class key the precision at recalls 0, 0.01, ..., 1 and IoU (or OKS) 0.5, for plots. The key of a class is its
+    name, made distinct where another class has the same (`classes.class_keys`).
   """
   with contextlib.redirect_stdout(io.StringIO()):
     results = _prepare_results(entries, kind)
@@ -98,8 +100,8 @@ def coco_metrics(
       evaluation.params.maxDets = [*(m for m in (1, 10) if m < max_detections), max_detections]
     evaluation.evaluate()
     evaluation.accumulate()
-  names = {c["id"]: c["name"] for c in truth["categories"]}
-  ordered = [names[i] for i in evaluation.params.catIds]
+  keys = class_keys((c["id"], c["name"]) for c in truth["categories"])
+  ordered = [keys[i] for i in evaluation.params.catIds]
   return _summary(evaluation, kind, ordered), _curves(evaluation, ordered)
 
 

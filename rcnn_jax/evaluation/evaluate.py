@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -10,14 +13,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
-from rcnn_jax.evaluation import coco, detect, draw, voc
+from rcnn_jax.evaluation import coco, detect, draw, outputs, voc
+from rcnn_jax.evaluation.classes import class_keys
 from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.experiment import Evaluation
-from rcnn_jax.files import write_json, write_text
+from rcnn_jax.files import naming, writing
 
 PICTURE_MIN_SCORE = 0.5
+OUTPUTS = ("metrics.json", "detections.json", "curves.json", "table.txt")
 # What stands in the printed table, in this order; the rest of metrics.json goes unprinted.
 SUMMARY = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR", "ARs", "ARm", "ARl")
 MEANINGS = {
@@ -40,7 +44,8 @@ def evaluate(
 
   Writes into `outdir`: metrics.json (the returned metrics), detections.json (COCO results entries), curves.json
   (precision at IoU 0.5 over 101 recalls, by kind and class), table.txt (what is printed) and pictures/*.png (ground
-  truth beside detections). What an earlier evaluation left there is replaced.
+  truth beside detections). What an earlier evaluation left there is replaced, and nothing else: a picture gets
+  another name where a file that is not of an evaluation has its own.
 
   Args:
     model: with `apply(variables, batch, method='detect')`.
@@ -53,7 +58,12 @@ def evaluate(
 
   Returns:
     Flat metrics in 0..1; None where the ground truth has nothing to be found.
+
+  Raises:
+    EvaluationError: `outdir` holds files of these names that no evaluation wrote.
   """
+  outdir = pathlib.Path(outdir)
+  _check_outdir(outdir)
   start = time.perf_counter()
   results = detect_source(model, variables, data, source, mesh)
   seconds = time.perf_counter() - start
@@ -61,19 +71,28 @@ def evaluate(
   metrics, curves = measure(truth, results, settings.max_detections)
   if jax.process_index() > 0:  # one process writes for all
     return metrics
-  outdir = pathlib.Path(outdir)
-  write_json(outdir / "metrics.json", metrics)
-  write_json(outdir / "detections.json", results.entries, indent=None)
-  write_json(outdir / "curves.json", curves, indent=None)
+  keys = class_keys((c.id, c.name) for c in source.categories)
+  table = tables(metrics, list(keys.values()), settings.max_detections)
+  with contextlib.ExitStack() as stack:  # all of them take the place of the earlier ones, or none
+    opened = [stack.enter_context(writing(outdir / name)) for name in OUTPUTS]
+    contents = (json.dumps(metrics, indent=1, allow_nan=False), json.dumps(results.entries), json.dumps(curves), table)
+    for name, file, text in zip(OUTPUTS, opened, contents, strict=True):
+      with naming(outdir / name):
+        file.write(text.encode() + b"\n")
+        file.flush()
   _write_pictures(outdir / "pictures", source, truth, results.entries, settings.pictures)
   print(
     f"{len(source)} images, {len(results.entries)} detections, {seconds:.1f} s "
     f"({len(source) / seconds:.1f} images/s, compilation included)"
   )
-  table = tables(metrics, [c.name for c in source.categories], settings.max_detections)
-  write_text(outdir / "table.txt", table + "\n")
   print(table)
   return metrics
+
+
+def _check_outdir(outdir: pathlib.Path) -> None:
+  there = [outdir / name for name in OUTPUTS if os.path.lexists(outdir / name)]
+  if there and not outputs.is_own_metrics(outdir / OUTPUTS[0]):
+    raise detect.EvaluationError(f"{there[0]}: no evaluation wrote this file; choose another folder, or move it away")
 
 
 def check_categories(trained: Sequence[Any], evaluated: Sequence[Any]) -> None:
@@ -121,8 +140,11 @@ def measure(
   return metrics | voc.voc_metrics(truth, results.entries), curves
 
 
-def tables(metrics: Mapping[str, float | None], names: Sequence[str], max_detections: int = 100) -> str:
-  """Metrics as text, percent: one table of summary numbers, one of classes; every column names its metric."""
+def tables(metrics: Mapping[str, float | None], keys: Sequence[str], max_detections: int = 100) -> str:
+  """Metrics as text, percent: one table of summary numbers, one of classes; every column names its metric.
+
+  `keys` are those of the classes in `metrics` (`classes.class_keys`), in class order.
+  """
   kinds = [kind for kind in ("bbox", "segm", "keypoints") if f"{kind}/AP" in metrics]
   rows = []
   for row in SUMMARY:
@@ -133,7 +155,7 @@ def tables(metrics: Mapping[str, float | None], names: Sequence[str], max_detect
   summary = text_table(["COCO metric, %", *kinds], rows)
   columns = [*(f"{kind}/AP" for kind in kinds), "voc/AP_area", "voc/AP_11pt"]
   headers = [*(f"COCO {kind} AP" for kind in kinds), "VOC AP area, IoU 0.5", "VOC AP 11 points, IoU 0.5"]
-  classes = [[name, *(_percent(metrics, f"{column}/{name}") for column in columns)] for name in names]
+  classes = [[key, *(_percent(metrics, f"{column}/{key}") for column in columns)] for key in keys]
   means = [_percent(metrics, name) for name in (*columns[:-2], "voc/mAP_area", "voc/mAP_11pt")]
   return summary + "\n\n" + text_table(["class, %", *headers], [*classes, ["mean over classes", *means]])
 
@@ -145,10 +167,11 @@ def _percent(metrics: Mapping[str, float | None], name: str) -> str:
 
 def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence[dict], count: int) -> None:
   outdir.mkdir(parents=True, exist_ok=True)
-  for stale in outdir.glob("*.png"):
-    stale.unlink()
-  names = {c["id"]: c["name"] for c in truth["categories"]}
-  skeleton = source.keypoints.skeleton if source.keypoints else ()
+  for stale in sorted(outdir.glob("*.png")):
+    if outputs.is_own_picture(stale):
+      stale.unlink()
+  names = class_keys((c["id"], c["name"]) for c in truth["categories"])
+  skeleton, taken = source.keypoints.skeleton if source.keypoints else (), set()
   for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)):
     image = truth["images"][index]
     objects, found = ([o for o in group if o["image_id"] == image["id"]] for group in (truth["annotations"], entries))
@@ -162,5 +185,5 @@ def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence
       min_score=PICTURE_MIN_SCORE,
     )
     # Two folders may hold images of one name.
-    name = "_".join(pathlib.PurePath(image["file_name"]).with_suffix("").parts).strip("/_")
-    Image.fromarray(picture).save(outdir / f"{name}.png")
+    name = "_".join(pathlib.PurePath(image["file_name"]).parts).strip("/_")
+    outputs.write_picture(outputs.picture_path(outdir, name, taken), picture)

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from rcnn_jax.evaluation.classes import class_keys
+
 
 def voc_metrics(truth: dict, entries: Sequence[dict], min_iou: float = 0.5) -> dict[str, float | None]:
   """mAP at one IoU, over the classes of which there is an object that counts.
@@ -21,21 +23,25 @@ def voc_metrics(truth: dict, entries: Sequence[dict], min_iou: float = 0.5) -> d
     min_iou: a detection hits the object of highest IoU if it is at least this.
 
   Returns:
-    voc/mAP_11pt, voc/mAP_area, voc/AP_11pt/<class name> and voc/AP_area/<class name>, 0..1, None without an object.
+    voc/mAP_11pt, voc/mAP_area, voc/AP_11pt/<class key> and voc/AP_area/<class key>, 0..1, None without an object.
+    The key of a class is its name, made distinct where another class has the same (`classes.class_keys`).
   """
-  metrics = {}
-  for category in truth["categories"]:
-    objects = [a for a in truth["annotations"] if a["category_id"] == category["id"]]
-    found = [e for e in entries if e["category_id"] == category["id"]]
+  keys = class_keys((c["id"], c["name"]) for c in truth["categories"])
+  values = {"11pt": {}, "area": {}}
+  for category_id in keys:
+    objects = [a for a in truth["annotations"] if a["category_id"] == category_id]
+    found = [e for e in entries if e["category_id"] == category_id]
     recall, precision = precision_recall(objects, found, min_iou)
     counted = recall is not None
-    metrics[f"voc/AP_11pt/{category['name']}"] = average_precision_11pt(recall, precision) if counted else None
-    metrics[f"voc/AP_area/{category['name']}"] = average_precision_area(recall, precision) if counted else None
-  means = {}
-  for points in ("11pt", "area"):
-    present = [v for name, v in metrics.items() if name.startswith(f"voc/AP_{points}/") and v is not None]
-    means[f"voc/mAP_{points}"] = float(np.mean(present)) if present else None
-  return means | metrics
+    values["11pt"][category_id] = average_precision_11pt(recall, precision) if counted else None
+    values["area"][category_id] = average_precision_area(recall, precision) if counted else None
+  metrics = {}
+  for points, of_class in values.items():
+    present = [value for value in of_class.values() if value is not None]
+    metrics[f"voc/mAP_{points}"] = float(np.mean(present)) if present else None
+  for points, of_class in values.items():
+    metrics |= {f"voc/AP_{points}/{keys[category_id]}": value for category_id, value in of_class.items()}
+  return metrics
 
 
 def precision_recall(
