@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import pathlib
 import shutil
+import time
+import types
 
+import numpy as np
 import pytest
+from PIL import Image
+from tqdm import tqdm
 
 from rcnn_jax.data.coco import CocoFolder
+from rcnn_jax.evaluation import draw
 from rcnn_jax.evaluation.coco import truth_dataset
-from rcnn_jax.evaluation.detect import EvaluationError, Results
+from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.evaluation.evaluate import evaluate, measure
+from rcnn_jax.evaluation.image_files import matching_files
+from rcnn_jax.evaluation.predict import predict, write
+from rcnn_jax.evaluation.results import Found, Results
 from rcnn_jax.experiment import Evaluation
 from tests import scenes
 
@@ -44,7 +53,7 @@ def test_duplicate_category_names():
     assert one["category_id"] in (1, 2)
   truth["categories"] = [{**category, "name": "square"} for category in truth["categories"]]
   found = [{**one, "score": 0.9} for one in truth["annotations"] if one["category_id"] == 1]
-  metrics, curves = measure(truth, Results(found, ("bbox",)))
+  metrics, curves = measure(truth, Results.from_entries(found))
   assert [metrics[name] for name in ("bbox/AP", "voc/mAP_area", "voc/mAP_11pt")] == pytest.approx([0.5] * 3)
   assert [metrics[f"voc/AP_area/square (id {number})"] for number in (0, 1, 2)] == [None, 1, 0]
   assert list(curves["bbox"]) == ["square (id 1)", "square (id 2)"]
@@ -72,6 +81,54 @@ def test_an_evaluation_into_a_folder_with_files_of_the_user_is_refused_before_it
     evaluated(tmp_path)
   assert [path.name for path in tmp_path.iterdir()] == [name]
   assert (tmp_path / name).read_text() == '{"accuracy": 1}'
+
+
+def predicted(images, output):
+  run = types.SimpleNamespace(
+    experiment=types.SimpleNamespace(model=scenes.ColourFinder(), data=scenes.DATA),
+    categories=scenes.CATEGORIES,
+    keypoints=None,
+    variables=scenes.VARIABLES,
+  )
+  return predict(run, matching_files(str(images), output), output, 0.05)
+
+
+def test_predict_overwrites_input(tmp_path):
+  photograph = case("predict_overwrites_input") / "a.png"
+  shutil.copy(photograph, tmp_path)
+  for _ in range(2):
+    assert predicted(tmp_path / "*.png", tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "a.png.png", "detections.json"}
+    assert (tmp_path / "a.png").read_bytes() == photograph.read_bytes()
+
+
+def test_predict_patterns(tmp_path, monkeypatch):
+  folder = case("predict_patterns")
+  name = "has [1] brackets.jpg"
+  monkeypatch.setenv("HOME", str(folder.parent))
+  for images in (folder / name, folder, "~/predict_patterns/*.jpg", folder / "*"):
+    found = [relative for _, relative in matching_files(str(images))]
+    assert found == (["case.md", name] if images == folder / "*" else [name])
+
+
+def test_predict_quadratic(tmp_path, monkeypatch):
+  """The time of an image is the same among many as among few; drawing, which it hides behind, is left out."""
+  case("predict_quadratic")
+  monkeypatch.setattr(draw, "draw", lambda image, *_, **__: image)
+  Image.fromarray(scenes.Scenes(2).image(0)).save(tmp_path / "one.png")
+
+  def seconds_an_image(count: int) -> float:
+    run = types.SimpleNamespace(categories=scenes.CATEGORIES, keypoints=None)
+    files = [(tmp_path / "one.png", f"{number}.png") for number in range(count)]
+    boxes, ids = np.ones((100, 4)), np.full(100, scenes.CATEGORY_IDS[0])
+    found = (Found(number + 1, (24, 32), boxes, np.ones(100), ids) for number in range(count))
+    reader = types.SimpleNamespace(take=lambda _: np.zeros((8, 8, 3), np.uint8))
+    began = time.process_time()
+    assert write(run, files, reader, found, tmp_path / str(count), 0.05, tqdm(disable=True)) == 100 * count
+    return (time.process_time() - began) / count
+
+  few, many = seconds_an_image(100), seconds_an_image(1000)
+  assert many < 2 * few
 
 
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="this system has no /dev/full")

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 
 from rcnn_jax.evaluation.classes import class_keys
 from rcnn_jax.evaluation.coco import coco_metrics, truth_dataset
-from rcnn_jax.evaluation.detect import Results
 from rcnn_jax.evaluation.evaluate import measure, tables
+from rcnn_jax.evaluation.results import Results
 from rcnn_jax.evaluation.tables import text_table
 from tests.scenes import Category, annotations, entry
 
@@ -43,7 +43,7 @@ def test_keys_are_distinct_lines_of_text_with_the_name_in_front(names):
 def test_two_classes_of_one_name_are_two_rows_and_count_both_in_the_means():
   classes = (Category(1, "square"), Category(4, "square"))
   truth = truth_dataset([annotations(1, [[0, 0, 10, 10], [20, 20, 30, 30]], [1, 2])], classes)
-  metrics, curves = measure(truth, Results([entry(1, 1, [0, 0, 10, 10], 0.9)], ("bbox",)))
+  metrics, curves = measure(truth, Results.from_entries([entry(1, 1, [0, 0, 10, 10], 0.9)]))
   assert [metrics[name] for name in ("bbox/AP", "voc/mAP_11pt", "voc/mAP_area")] == pytest.approx([0.5] * 3)
   for metric in ("bbox/AP", "voc/AP_11pt", "voc/AP_area"):
     assert [metrics[f"{metric}/square (id {number})"] for number in (1, 4)] == pytest.approx([1, 0])
@@ -56,7 +56,7 @@ def test_two_classes_of_one_name_are_two_rows_and_count_both_in_the_means():
 def test_any_name_is_measured_and_tabulated(name):
   classes = (Category(3, name), Category(4, "other"))
   truth = truth_dataset([annotations(1, [[0, 0, 10, 10]], [1])], classes)
-  numbers, curves = coco_metrics(truth, [entry(1, 3, [0, 0, 10, 10], 0.9)])
+  numbers, curves = coco_metrics(truth, Results.from_entries([entry(1, 3, [0, 0, 10, 10], 0.9)]))
   keys = class_keys((c.id, c.name) for c in classes)
   assert numbers[f"bbox/AP/{keys[3]}"] == pytest.approx(1) and list(curves) == [keys[3]]
   rows = tables(numbers, list(keys.values())).split("class, %")[1].splitlines()[2:]

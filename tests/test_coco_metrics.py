@@ -16,8 +16,9 @@ from pycocotools.cocoeval import COCOeval
 
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.evaluation.coco import coco_metrics, truth_dataset
-from rcnn_jax.evaluation.detect import Results, image_entries
+from rcnn_jax.evaluation.detect import in_the_original
 from rcnn_jax.evaluation.evaluate import measure, tables
+from rcnn_jax.evaluation.results import Results
 from rcnn_jax.types import Detections
 from tests.scenes import CATEGORIES, annotations, entry
 
@@ -28,8 +29,12 @@ DETECTION = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR{most}
 KEYPOINTS = ["AP", "AP50", "AP75", "APm", "APl", "AR20", "AR50", "AR75", "ARm", "ARl"]
 
 
-def metrics_of(images, entries, **options):
-  return coco_metrics(truth_dataset(images, CATEGORIES), entries, **options)[0]
+def numbers_of(truth, entries, kind="bbox", *options):
+  return coco_metrics(truth, Results.from_entries(entries, ("bbox", kind)), kind, *options)[0]
+
+
+def metrics_of(images, entries, kind="bbox", max_detections=100):
+  return numbers_of(truth_dataset(images, CATEGORIES), entries, kind, max_detections)
 
 
 def blob(box, size=(240, 240)):
@@ -114,7 +119,7 @@ def summary_of_pycocotools(truth, entries, kind):
 def test_the_twelve_numbers_are_those_of_pycocotools(kind, seed):
   images, entries = random_set(seed)
   truth = truth_dataset(images, CATEGORIES)
-  numbers = coco_metrics(truth, entries, kind)[0]
+  numbers = numbers_of(truth, entries, kind)
   names = [name.format(most=100) for name in DETECTION]
   ours = [-1 if numbers[f"{kind}/{name}"] is None else numbers[f"{kind}/{name}"] for name in names]
   assert ours == pytest.approx(summary_of_pycocotools(truth, entries, kind), abs=1e-12)
@@ -123,7 +128,7 @@ def test_the_twelve_numbers_are_those_of_pycocotools(kind, seed):
 def test_the_ten_keypoint_numbers_are_those_of_pycocotools():
   images, entries = random_set(3)
   truth = truth_dataset(images, CATEGORIES)
-  numbers = coco_metrics(truth, entries, "keypoints")[0]
+  numbers = numbers_of(truth, entries, "keypoints")
   theirs = summary_of_pycocotools(truth, entries, "keypoints")
   names = {name: number for number, name in enumerate(KEYPOINTS)}
   assert {n: numbers[f"keypoints/{n}"] for n in names} == pytest.approx({n: theirs[i] for n, i in names.items()})
@@ -206,7 +211,7 @@ def pycocotools_on(truth, found, kind, max_detections, category=None) -> COCOeva
 )
 def test_every_number_on_coco_s_images_is_that_of_pycocotools_to_the_last_digit(kind, most, names):
   truth, categories, found = coco_mini("keypoints" if kind == "keypoints" else "instances")
-  numbers = coco_metrics(truth, found, kind, most)[0]
+  numbers = numbers_of(truth, found, kind, most)
   theirs = pycocotools_on(truth, found, kind, most)
   expected = dict(zip([f"{kind}/{name.format(most=most)}" for name in names], theirs.stats, strict=True))
   if most == 200:  # summarize() asks for 100 in its first line, whatever is counted, and finds nothing
@@ -233,7 +238,7 @@ def test_the_joints_of_coco_s_people_given_as_detections_have_an_ap_of_one():
   source = CocoFolder(str(PEOPLE.parents[1] / "val2017"), str(PEOPLE)).open()
   every = [source.annotations(i, masks=False) for i in range(len(source))]
   sizes = {one.image_id: one.size for one in every}
-  entries = []
+  images = []
   for one in every:
     people = one.take(np.flatnonzero(one.keypoints[:, :, 2].any(axis=1)))  # without joints, COCO asks for none
     scale = np.float32([0.5, 0.75])  # canvas pixels per original pixel, (vertical, horizontal)
@@ -244,8 +249,9 @@ def test_the_joints_of_coco_s_people_given_as_detections_have_an_ap_of_one():
       valid=np.ones(len(people.boxes), bool),
       keypoints=people.keypoints * np.append(scale[::-1], 1),
     )
-    entries += image_entries(found, one.image_id, scale, sizes[one.image_id], [c.id for c in source.categories])
-  metrics, _ = measure(truth_dataset(every, source.categories), Results(entries, ("bbox", "keypoints")))
+    ids = [category.id for category in source.categories]
+    images.append(in_the_original(found, one.image_id, scale, sizes[one.image_id], ids)[0])
+  metrics, _ = measure(truth_dataset(every, source.categories), Results.of(images))
   # COCO counts 20 detections an image, which in a crowded one are not all.
   assert metrics["keypoints/AP"] >= 0.98
   assert "keypoints" in tables(metrics, ["person"])
@@ -322,28 +328,28 @@ def test_neither_truth_nor_results_are_changed():
   images, entries = random_set(0, num_images=2)
   truth = truth_dataset(images, CATEGORIES)
   before = copy.deepcopy((truth, entries))
-  coco_metrics(truth, entries, "segm")
+  numbers_of(truth, entries, "segm")
   assert (truth, entries) == before
 
 
 def test_curves_are_precision_over_recall_at_half():
   truth = truth_dataset([annotations(1, [BOX, FAR], [1, 1])], CATEGORIES)
-  curves = coco_metrics(truth, [entry(1, 7, BOX, 0.9)])[1]
+  curves = coco_metrics(truth, Results.from_entries([entry(1, 7, BOX, 0.9)]))[1]
   assert curves == {"red": pytest.approx([1] * 51 + [0] * 50)}
 
 
 def test_a_kind_is_measured_where_model_and_truth_both_have_it():
   boxes = truth_dataset([annotations(1, [BOX], [1])], CATEGORIES)
   masks = truth_dataset([annotations(1, [BOX], [1], segmentations=(blob(BOX),))], CATEGORIES)
-  both = Results([entry(1, 7, BOX, 0.9, segmentation=blob(BOX))], ("bbox", "segm"))
+  both = Results.from_entries([entry(1, 7, BOX, 0.9, segmentation=blob(BOX))], ("bbox", "segm"))
   assert "segm/AP" not in measure(boxes, both)[0]
   assert measure(masks, both)[0]["segm/AP"] == pytest.approx(1)
-  assert "segm/AP" not in measure(masks, Results(both.entries, ("bbox",)))[0]
+  assert "segm/AP" not in measure(masks, Results.from_entries(both.entries))[0]
 
 
 def test_tables_name_their_metrics():
   truth = truth_dataset([annotations(1, [BOX, FAR], [1, 2])], CATEGORIES)
-  text = tables(measure(truth, Results([entry(1, 7, BOX, 0.9)], ("bbox",)))[0], ["red", "green", "blue"])
+  text = tables(measure(truth, Results.from_entries([entry(1, 7, BOX, 0.9)]))[0], ["red", "green", "blue"])
   lines = {line.split("  ")[0]: line.split() for line in text.splitlines() if line}
   assert lines["COCO metric, %"][-1] == "bbox"
   assert lines["AP"] == "AP mean over IoU 0.50:0.95 50.0".split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import time
 
 import jax
 import numpy as np
@@ -15,9 +16,9 @@ from pycocotools import mask as rle
 
 from rcnn_jax.data import pipeline
 from rcnn_jax.data.source import Category, KeypointNames
-from rcnn_jax.evaluation.detect import EvaluationError, detect, image_entries
+from rcnn_jax.evaluation.detect import EvaluationError, detect, in_the_original
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
-from rcnn_jax.evaluation.paste import encode, paste, paste_rounded
+from rcnn_jax.evaluation.paste import paste, paste_rounded, run_lengths
 from rcnn_jax.experiment import Evaluation
 from rcnn_jax.types import Detections
 from tests import scenes
@@ -162,18 +163,22 @@ def found(boxes, **changes):
 
 
 def test_boxes_are_clipped_to_the_original():
-  entries = image_entries(found([[-8, 4, 60, 90]]), 1, np.float32([2, 4]), (40, 12), [7])
-  assert entries[0]["bbox"] == [0, 2, 12, 38]
+  image, before, _ = in_the_original(found([[-8, 4, 60, 90]]), 1, np.float32([2, 4]), (40, 12), [7])
+  assert image.entries[0]["bbox"] == [0, 2, 12, 38]
+  assert before.tolist() == [[-2, 2, 15, 45]]
 
 
 def test_what_stands_in_rows_that_are_not_valid_changes_nothing():
   one = found([[0, 0, 4, 4], [np.nan, 0, np.inf, 9]], valid=np.array([True, False]), classes=np.array([1, 99]))
-  assert [e["bbox"] for e in image_entries(one, 1, np.float32([1, 1]), (9, 9), [7])] == [[0, 0, 4, 4]]
+  image = in_the_original(one, 1, np.float32([1, 1]), (9, 9), [7])[0]
+  assert [e["bbox"] for e in image.entries] == [[0, 0, 4, 4]]
 
 
 def test_a_number_that_is_not_finite_is_told_with_its_image():
-  with pytest.raises(EvaluationError, match="image 31: the model gave a box or a score that is not finite"):
-    image_entries(found([[0, 0, np.nan, 4]]), 31, np.float32([1, 1]), (9, 9), [7])
+  joints = np.full((1, 2, 3), np.inf, np.float32)
+  for one in (found([[0, 0, np.nan, 4]]), found([[0, 0, 4, 4]], keypoints=joints)):
+    with pytest.raises(EvaluationError, match="image 31: the model gave a box, a score or a joint that is not finite"):
+      in_the_original(one, 31, np.float32([1, 1]), (9, 9), [7])
 
 
 class Jointed(scenes.Scenes):
@@ -314,11 +319,44 @@ def test_paste_samples_every_pixel_centre_bilinearly(seed):
   assert np.array_equal(paste(mask, box, (12, 14))[clear], (slow >= 0.5)[clear])
 
 
-def test_run_lengths_fit_into_json_and_come_back():
-  mask = (np.random.default_rng(0).random((9, 13)) > 0.5).astype(np.uint8)
-  encoded = encode(mask)
-  assert isinstance(encoded["counts"], str)
-  assert np.array_equal(rle.decode(encoded), mask)
+@settings(deadline=None, max_examples=300)
+@given(
+  st.sampled_from([("exact", paste), ("rounded", paste_rounded)]),
+  st.tuples(st.integers(1, 24), st.integers(1, 24)),
+  st.sampled_from([1, 2, 5, 14]),
+  st.lists(st.sampled_from(["whole", "empty", "noise", "blob"]), min_size=0, max_size=4),
+  st.integers(0, 2**32 - 1),
+)
+def test_run_lengths_are_those_that_pycocotools_gives_the_whole_mask(pasting, size, side, looks, seed):
+  """At the borders of the image, across them, beyond them, over all of it, and with a window of nothing."""
+  draw, (name, whole) = np.random.default_rng(seed), pasting
+  masks, boxes = np.zeros((len(looks), side, side), np.float32), np.zeros((len(looks), 4))
+  for mask, box, look in zip(masks, boxes, looks):
+    low = draw.choice([0.0, *draw.uniform(-9, 24, 3)], 2)
+    box[:] = [*low, *(low + draw.choice([-1.0, 0.0, *draw.uniform(0, 40, 4)], 2))]
+    if draw.random() < 0.3:
+      box[:] = [0, 0, size[1], size[0]]
+    mask[:] = {"whole": 1.0, "empty": 0.0, "noise": draw.random((side, side)), "blob": 0.2}[look]
+    if look == "blob":
+      mask[side // 3 : side - side // 3, :] = 0.9
+  expected = [rle.encode(np.asfortranarray(whole(mask, box, size)))["counts"] for mask, box in zip(masks, boxes)]
+  assert list(run_lengths(masks, boxes, size, name)) == expected
+
+
+def test_a_hundred_masks_are_encoded_in_a_twentieth_of_a_second_each_by_its_window_alone():
+  """The window of a small object costs the same in a small image and in one a hundred times as large."""
+  masks, boxes = np.ones((100, 28, 28), np.float32), np.tile([10.0, 20.0, 50.0, 70.0], (100, 1))
+
+  def seconds(size):
+    times = []
+    for _ in range(5):
+      began = time.process_time()
+      run_lengths(masks, boxes, size)
+      times.append(time.process_time() - began)
+    return min(times)
+
+  small, large = seconds((100, 100)), seconds((10_000, 10_000))
+  assert large < 3 * small and large < 0.05
 
 
 def test_a_model_is_evaluated_on_its_own_classes_alone():

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
-from launch.predict import matching_files, predict
 from rcnn_jax.data import images
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.selective_search import SelectiveSearch
+from rcnn_jax.evaluation import draw
 from rcnn_jax.evaluation.detect import EvaluationError
+from rcnn_jax.evaluation.image_files import matching_files
+from rcnn_jax.evaluation.predict import DetectionsFile, Reader, predict
 from rcnn_jax.types import Detections
 from tests import scenes
 
@@ -134,6 +137,153 @@ def test_names_are_relative_to_the_folder_before_the_first_wildcard(tmp_path):
   assert names("**/*.png") == ["sub/x.png", "x.png"]
   assert names("sub/*") == ["x.png", "y.jpg"]
   assert names("sub/x.png") == ["x.png"]
+
+
+def test_what_exists_is_taken_literally(tmp_path, monkeypatch):
+  for name in ("has [1] brackets.png", "a*b.png", "folder [2]/x.png", "folder [2]/deep/y.PNG", "folder [2]/notes.txt"):
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(scene()).save(tmp_path / name, "PNG")
+  names = lambda pattern: [name for _, name in matching_files(str(tmp_path / pattern))]
+  assert names("has [1] brackets.png") == ["has [1] brackets.png"]
+  assert names("a*b.png") == ["a*b.png"]
+  assert names("folder [2]") == ["x.png"]
+  assert names("folder [2]/*.png") == ["x.png"]
+  assert names("folder [2]/**/*.[pP]*") == ["deep/y.PNG", "x.png"]
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert [name for _, name in matching_files("~/folder [2]/deep")] == ["y.PNG"]
+  monkeypatch.chdir(tmp_path / "folder [2]")
+  assert [name for _, name in matching_files("x.png")] == [name for _, name in matching_files("*.png")] == ["x.png"]
+
+
+def test_a_folder_without_images_says_how_its_sub_folders_are_reached(tmp_path):
+  (tmp_path / "notes.txt").write_text("no image")
+  with pytest.raises(EvaluationError, match=r"holds no image; --images='.*/\*\*/\*\.jpg' also looks into"):
+    matching_files(str(tmp_path))
+
+
+def contents(folder):
+  return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("images, output", [(".", "."), (".", "sub"), ("sub", "."), ("**/*.png", "."), ("a.png", ".")])
+def test_no_file_that_was_there_is_changed_wherever_the_output_lies_and_a_second_run_replaces_its_own(
+  tmp_path, images, output
+):
+  (tmp_path / "sub").mkdir()
+  for name in ("a.png", "b.bmp", "b.png", "sub/a.png", "sub/c.png"):
+    Image.fromarray(scene()).save(tmp_path / name)
+  (tmp_path / "b.bmp.png").symlink_to("a.png")
+  before = contents(tmp_path)
+
+  def once():
+    files = matching_files(str(tmp_path / images), tmp_path / output)
+    assert predict(RUN, files, tmp_path / output, 0.05) == []
+    return len(files)
+
+  drawn = once()
+  after = contents(tmp_path)
+  assert {name: after[name] for name in before} == before
+  assert len(after) == len(before) + drawn + 1
+  assert once() == drawn
+  assert contents(tmp_path) == after
+
+
+def test_a_detections_file_of_the_user_is_refused_before_anything_is_computed(tmp_path):
+  Image.fromarray(scene()).save(tmp_path / "a.png")
+  for name in ("detections.json", "detections.json.partial"):
+    output = tmp_path / f"out {name}"
+    output.mkdir()
+    (output / name).write_text('[{"image_id": 1, "bbox": [1, 2, 3, 4]}]')
+    with pytest.raises(EvaluationError, match=f"{name}: no prediction wrote this file; choose another --output"):
+      predict(None, matching_files(str(tmp_path / "a.png")), output, 0.05)
+    assert [path.name for path in output.iterdir()] == [name]
+  with pytest.raises(EvaluationError, match="a.png is a file; it must be a folder"):
+    predict(None, [], tmp_path / "a.png", 0.05)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_the_batch_size_changes_no_entry(tmp_path, batch_size):
+  for number in range(5):  # two canvases
+    image = scene() if number % 2 else scene().transpose(1, 0, 2)
+    Image.fromarray(image).save(tmp_path / f"{number}.png")
+  predict(RUN, matching_files(str(tmp_path)), tmp_path / "out", 0.05, batch_size)
+  entries = json.loads((tmp_path / "out" / "detections.json").read_text())
+  found = {entry["file_name"]: (entry["image_id"], entry["bbox"]) for entry in entries}
+  boxes = ([6, 4, 12, 16], [4, 6, 16, 12])
+  assert found == {f"{number}.png": (number + 1, boxes[number % 2]) for number in range(5)}
+
+
+def test_pictures_and_entries_are_there_when_a_later_image_ends_the_run(tmp_path, monkeypatch):
+  for number in range(4):
+    Image.fromarray(scene()).save(tmp_path / f"{number}.png")
+  draw_one, count = draw.draw, iter(range(9))
+
+  def interrupted(*args, **options):
+    if next(count) == 3:
+      raise KeyboardInterrupt
+    return draw_one(*args, **options)
+
+  monkeypatch.setattr(draw, "draw", interrupted)
+  with pytest.raises(KeyboardInterrupt):
+    predict(RUN, matching_files(str(tmp_path)), tmp_path / "out", 0.05, 1)
+  assert {p.name for p in (tmp_path / "out").iterdir()} == {"0.png", "1.png", "2.png", "detections.json.partial"}
+  entries = json.loads((tmp_path / "out" / "detections.json.partial").read_text())
+  assert [entry["file_name"] for entry in entries] == ["0.png", "1.png", "2.png"]
+  monkeypatch.undo()
+  assert predict(RUN, matching_files(str(tmp_path)), tmp_path / "out", 0.05, 1) == []
+  assert len(json.loads((tmp_path / "out" / "detections.json").read_text())) == 4
+  assert not (tmp_path / "out" / "detections.json.partial").exists()
+
+
+def test_few_images_are_in_memory_whatever_the_order_of_their_canvases(tmp_path):
+  files = []
+  for number in range(60):
+    image = scene() if number % 3 else scene().transpose(1, 0, 2)
+    Image.fromarray(image).save(tmp_path / f"{number}.png")
+    files.append((tmp_path / f"{number}.png", f"{number}.png"))
+  reader, held = Reader(files, scenes.DATA, None, 4, tqdm(disable=True)), []
+  for batch in reader.batches():
+    held.append(len(reader.sizes))
+    for image_id in batch.image_id[batch.valid]:
+      reader.take(int(image_id))
+  assert max(held) <= 4 * 4 + 1 and not reader.sizes
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+  Image.fromarray(scene()).save(tmp_path / "a.png")
+  (tmp_path / "out").mkdir()
+  (tmp_path / "out" / "a.png.partial").symlink_to("/dev/full")
+  with pytest.raises(OSError, match="No space left on device") as told:
+    predict(RUN, matching_files(str(tmp_path / "a.png")), tmp_path / "out", 0.05)
+  assert told.value.filename == str(tmp_path / "out" / "a.png")
+
+
+def test_entries_for_which_there_is_no_room_leave_those_before(tmp_path, monkeypatch):
+  path = tmp_path / "detections.json"
+  with pytest.raises(OSError, match="No space left on device"), DetectionsFile(path) as detections:
+    detections.add([{"image_id": 1}])
+    write = detections._file.write
+
+    class Full:  # takes three bytes, then none
+      room = 3
+
+      def __getattr__(self, name):
+        return getattr(real, name)
+
+      def write(self, text):
+        if not text.startswith(b"\n]"):
+          if not self.room:
+            raise OSError(28, "No space left on device")
+          taken, self.room = self.room, 0
+          return write(text[:taken])
+        return write(text)
+
+    real = detections._file
+    detections._file = Full()
+    detections.add([{"image_id": 2}])
+  assert json.loads(path.with_name("detections.json.partial").read_text()) == [{"image_id": 1}]
+  assert not path.exists()
 
 
 def test_pictures_of_files_of_one_stem_do_not_overwrite_each_other(tmp_path):

@@ -72,7 +72,7 @@ def evaluate(variables, step):
     for i, b, c in zip(batch.image_id, batch.truth.boxes, batch.truth.classes)
   ]
   found = detect.detect(RCNN, variables, batches, {a.image_id: a.size for a in truth}, ids)
-  return coco.coco_metrics(coco.truth_dataset(truth, names), found.entries, "bbox", 100)[0]
+  return coco.coco_metrics(coco.truth_dataset(truth, names), found, "bbox", 100)[0]
 
 
 def train(workdir, stop_at=None):

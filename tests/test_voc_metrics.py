@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from rcnn_jax.data.voc import VocFolder
 from rcnn_jax.evaluation.coco import truth_dataset
+from rcnn_jax.evaluation.results import Results
 from rcnn_jax.evaluation.voc import average_precision_11pt, average_precision_area, voc_metrics
 from tests.scenes import CATEGORIES, annotations, entry
 
@@ -22,7 +23,7 @@ NOWHERE = [70, 70, 90, 90]
 
 def red(images, entries):
   """(11-point, area) AP of the class red."""
-  numbers = voc_metrics(truth_dataset(images, CATEGORIES), entries)
+  numbers = voc_metrics(truth_dataset(images, CATEGORIES), Results.from_entries(entries))
   return numbers["voc/AP_11pt/red"], numbers["voc/AP_area/red"]
 
 
@@ -81,7 +82,7 @@ def test_objects_of_other_images_and_classes_are_not_hit():
 
 
 def test_the_mean_is_over_the_classes_that_have_objects():
-  numbers = voc_metrics(truth_dataset([annotations(1, [A, B], [1, 2])], CATEGORIES), [entry(1, 7, A, 0.9)])
+  numbers = voc_metrics(truth_dataset([annotations(1, [A, B], [1, 2])], CATEGORIES), Results.from_entries([entry(1, 7, A, 0.9)]))
   assert numbers == {
     "voc/mAP_11pt": 0.5,
     "voc/mAP_area": 0.5,
@@ -95,7 +96,7 @@ def test_the_mean_is_over_the_classes_that_have_objects():
 
 
 def test_without_objects_or_results():
-  nothing = voc_metrics(truth_dataset([annotations(1, [], [])], CATEGORIES), [entry(1, 7, A, 0.9)])
+  nothing = voc_metrics(truth_dataset([annotations(1, [], [])], CATEGORIES), Results.from_entries([entry(1, 7, A, 0.9)]))
   assert set(nothing.values()) == {None}
   assert red([annotations(1, [A], [1])], []) == (0, 0)
 
@@ -149,7 +150,7 @@ def as_the_development_kit_does_it(objects: list[dict], found: list[dict]) -> tu
 def same_as_the_development_kit(images, entries, categories) -> None:
   """Both APs of every class, and their means."""
   truth = truth_dataset(images, categories)
-  numbers = voc_metrics(truth, entries)
+  numbers = voc_metrics(truth, Results.from_entries(entries))
   every = []
   for category in categories:
     mine = [[one for one in group if one["category_id"] == category.id] for group in (truth["annotations"], entries)]

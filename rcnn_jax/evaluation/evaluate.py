@@ -8,14 +8,16 @@ import json
 import os
 import pathlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
+from rcnn_jax.data.source import Annotations
 from rcnn_jax.evaluation import coco, detect, draw, outputs, voc
 from rcnn_jax.evaluation.classes import class_keys
+from rcnn_jax.evaluation.results import Results
 from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.experiment import Evaluation
 from rcnn_jax.files import naming, writing
@@ -64,29 +66,39 @@ def evaluate(
   """
   outdir = pathlib.Path(outdir)
   _check_outdir(outdir)
+  annotations = [source.annotations(index, masks=False) for index in range(len(source))]
   start = time.perf_counter()
-  results = detect_source(model, variables, data, source, mesh)
+  results = detect_source(model, variables, data, source, annotations, mesh)
   seconds = time.perf_counter() - start
-  truth = coco.truth_dataset(_annotations(source, masks="segm" in results.kinds), source.categories)
+  if "segm" in results.kinds:
+    annotations = [source.annotations(index) for index in range(len(source))]
+  truth = coco.truth_dataset(annotations, source.categories)
   metrics, curves = measure(truth, results, settings.max_detections)
   if jax.process_index() > 0:  # one process writes for all
     return metrics
   keys = class_keys((c.id, c.name) for c in source.categories)
   table = tables(metrics, list(keys.values()), settings.max_detections)
-  with contextlib.ExitStack() as stack:  # all of them take the place of the earlier ones, or none
-    opened = [stack.enter_context(writing(outdir / name)) for name in OUTPUTS]
-    contents = (json.dumps(metrics, indent=1, allow_nan=False), json.dumps(results.entries), json.dumps(curves), table)
-    for name, file, text in zip(OUTPUTS, opened, contents, strict=True):
-      with naming(outdir / name):
-        file.write(text.encode() + b"\n")
-        file.flush()
-  _write_pictures(outdir / "pictures", source, truth, results.entries, settings.pictures)
+  file_ids = {one.image_id: one.file_id for one in annotations if one.file_id is not None}
+  _write_files(outdir, metrics, results.encoded(file_ids), curves, table)
+  _write_pictures(outdir / "pictures", source, truth, results, settings.pictures)
   print(
-    f"{len(source)} images, {len(results.entries)} detections, {seconds:.1f} s "
+    f"{len(source)} images, {len(results)} detections, {seconds:.1f} s "
     f"({len(source) / seconds:.1f} images/s, compilation included)"
   )
   print(table)
   return metrics
+
+
+def _write_files(outdir: pathlib.Path, metrics: dict, detections: Iterable[bytes], curves: dict, table: str) -> None:
+  """The OUTPUTS; all of them take the place of the earlier ones, or none."""
+  text = lambda form, indent=None: [json.dumps(form, indent=indent, allow_nan=False).encode() + b"\n"]
+  contents = (text(metrics, indent=1), detections, text(curves), [table.encode() + b"\n"])
+  with contextlib.ExitStack() as stack:
+    opened = [stack.enter_context(writing(outdir / name)) for name in OUTPUTS]
+    for name, file, parts in zip(OUTPUTS, opened, contents, strict=True):
+      with naming(outdir / name):
+        file.writelines(parts)
+        file.flush()
 
 
 def _check_outdir(outdir: pathlib.Path) -> None:
@@ -107,27 +119,33 @@ def check_categories(trained: Sequence[Any], evaluated: Sequence[Any]) -> None:
     raise detect.EvaluationError(f"the model has {len(trained)} classes, the evaluation data have {len(evaluated)}")
 
 
-def _annotations(source, masks: bool) -> list[Any]:
-  return [source.annotations(i, masks=masks) for i in range(len(source))]
+def detect_source(
+  model, variables, data, source, annotations: Sequence[Annotations] | None = None, mesh=None
+) -> Results:
+  """The model's results over the whole source.
 
-
-def detect_source(model, variables, data, source, mesh=None) -> detect.Results:
-  """The model's results over the whole source; the batch is rounded up to a multiple of the mesh's devices."""
+  The batch is rounded up to a multiple of the mesh's devices; with several processes, each decodes and converts its
+  share of it. `annotations` are those of all images, if they have been read before.
+  """
   from rcnn_jax.data import loader
 
+  annotations = annotations or [source.annotations(index, masks=False) for index in range(len(source))]
   shares = mesh.shape["data"] if mesh is not None else 1
   batch_size = -(-data.batch_size[1] // shares) * shares
-  sizes = {int(a.image_id): (int(a.size[0]), int(a.size[1])) for a in _annotations(source, masks=False)}
+  sizes = {int(a.image_id): (int(a.size[0]), int(a.size[1])) for a in annotations}
   # The model never sees the truth, and the metrics count all of it: no mask is loaded, no object is one too many.
   without_truth = dataclasses.replace(data, load_masks=False, load_keypoints=False, max_objects=None)
-  batches = loader.eval_batches(without_truth, source, batch_size=batch_size)
+  processes = (jax.process_index(), jax.process_count()) if mesh is not None else (0, 1)
+  batches = loader.eval_batches(
+    without_truth, source, batch_size=batch_size, process_index=processes[0], process_count=processes[1]
+  )
   ids = [c.id for c in source.categories]
   return detect.detect(model, variables, batches, sizes, ids, joint_offset=data.joint_offset, mesh=mesh)
 
 
 def measure(
   truth: dict,
-  results: detect.Results,
+  results: Results,
   max_detections: int = 100,
 ) -> tuple[dict[str, float | None], dict[str, dict[str, list[float]]]]:
   """COCO's metrics of each kind that model and ground truth both have, then VOC's; and curves by kind and class."""
@@ -135,9 +153,9 @@ def measure(
   metrics, curves = {}, {}
   for kind in results.kinds:
     if all(needed[kind] in a for a in truth["annotations"]):
-      numbers, curves[kind] = coco.coco_metrics(truth, results.entries, kind, max_detections)
+      numbers, curves[kind] = coco.coco_metrics(truth, results, kind, max_detections)
       metrics |= numbers
-  return metrics | voc.voc_metrics(truth, results.entries), curves
+  return metrics | voc.voc_metrics(truth, results), curves
 
 
 def tables(metrics: Mapping[str, float | None], keys: Sequence[str], max_detections: int = 100) -> str:
@@ -165,7 +183,7 @@ def _percent(metrics: Mapping[str, float | None], name: str) -> str:
   return "-" if value is None else f"{100 * value:.1f}"
 
 
-def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence[dict], count: int) -> None:
+def _write_pictures(outdir: pathlib.Path, source, truth: dict, results: Results, count: int) -> None:
   outdir.mkdir(parents=True, exist_ok=True)
   for stale in sorted(outdir.glob("*.png")):
     if outputs.is_own_picture(stale):
@@ -174,11 +192,11 @@ def _write_pictures(outdir: pathlib.Path, source, truth: dict, entries: Sequence
   skeleton, taken = source.keypoints.skeleton if source.keypoints else (), set()
   for index in np.unique(np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)):
     image = truth["images"][index]
-    objects, found = ([o for o in group if o["image_id"] == image["id"]] for group in (truth["annotations"], entries))
+    objects = [one for one in truth["annotations"] if one["image_id"] == image["id"]]
     picture = draw.side_by_side(
       source.image(int(index)),
       objects,
-      found,
+      results.of_image(image["id"]),
       names,
       skeleton=skeleton,
       title=image["file_name"],

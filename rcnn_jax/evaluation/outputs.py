@@ -5,6 +5,7 @@ Pictures carry a mark (PNG's text `Software`), so that neither a list of names n
 
 from __future__ import annotations
 
+import contextlib
 import io
 import itertools
 import json
@@ -46,8 +47,12 @@ def is_own_picture(path: pathlib.Path) -> bool:
 
 def file_ids(paths: Collection[pathlib.Path]) -> frozenset[FileId]:
   """What the files are, whatever they are called: links, hard or symbolic, have their file's."""
-  found = (os.stat(path) for path in paths)
-  return frozenset((one.st_dev, one.st_ino) for one in found)
+  found = set()
+  for path in paths:
+    with contextlib.suppress(OSError):  # it is gone
+      one = os.stat(path)
+      found.add((one.st_dev, one.st_ino))
+  return frozenset(found)
 
 
 def picture_path(
