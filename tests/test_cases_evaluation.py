@@ -131,6 +131,15 @@ def test_predict_quadratic(tmp_path, monkeypatch):
   assert many < 2 * few
 
 
+def test_predict_huge_image(tmp_path, capsys):
+  folder = case("predict_huge_image")
+  unread = predicted(folder, tmp_path)
+  assert [path.name for path in unread] == ["slide.png"]
+  (line,) = [line for line in capsys.readouterr().err.splitlines() if line]
+  assert line.startswith(f"warning: {folder / 'slide.png'}: ")
+  assert {path.name for path in tmp_path.iterdir()} == {"rgb.png", "detections.json"}
+
+
 @pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("name", ["metrics.json", "detections.json", "table.txt"])
 def test_disk_full(tmp_path, name):
