@@ -5,9 +5,11 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rcnn_jax import experiment
 from rcnn_jax.models.heads import BoxHead, FcTrunk, SoftNms, select
+from rcnn_jax.ops import random
 from rcnn_jax.types import GroundTruth, RoiSamples
 from tests.small_detector import scene_batch, small_detector, variables
 
@@ -64,6 +66,30 @@ def test_weights_begin_as_detectron2s_or_as_pytorchs(of_trunk, of_heads, stds):
   for kernel, std in zip(drawn, stds, strict=True):
     np.testing.assert_allclose(np.std(kernel), std, rtol=0.05)
     assert of_trunk != "pytorch" or np.abs(kernel).max() <= np.sqrt(3) * std
+
+
+def test_dropout_belongs_to_the_image_and_not_to_its_place_in_the_batch():
+  rois = np.random.default_rng(0).normal(size=(3, 5, 2, 2, 4)).astype(np.float32)
+  trunk = FcTrunk((64, 32), dropout=0.5)
+  keys, valid = random.per_image(jax.random.key(1), np.array([7, 3, 9])), np.ones(15, bool)
+  variables = trunk.init(jax.random.key(0), rois.reshape(15, 2, 2, 4), None, valid)
+  of = lambda order: trunk.apply(variables, rois[order].reshape(15, 2, 2, 4), keys[order], valid).reshape(3, 5, 32)
+  order = np.array([2, 0, 1])
+  np.testing.assert_allclose(of(order), of(np.arange(3))[order], rtol=1e-6)
+  drawn = np.asarray(of(np.arange(3)) != 0)
+  assert (drawn[0] != drawn[1]).any() and (drawn[:, 0] != drawn[:, 1]).any()  # images and RoIs draw their own
+
+
+def test_dropout_is_the_same_on_one_device_and_on_three():
+  trunk, rois = FcTrunk((64,), dropout=0.5), np.ones((6, 2, 2, 4), np.float32)
+  keys, valid = random.per_image(jax.random.key(1), np.array([7, 3, 9])), np.ones(6, bool)
+  variables = trunk.init(jax.random.key(0), rois, None, valid)
+  divided = NamedSharding(Mesh(np.asarray(jax.devices()[:3]), ("data",)), PartitionSpec("data"))
+  run = jax.jit(trunk.apply)
+  alone = run(variables, rois, keys, valid)
+  shared = run(variables, *jax.device_put((rois, keys, valid), divided))
+  np.testing.assert_array_equal(alone != 0, shared != 0)
+  np.testing.assert_allclose(alone, shared, rtol=1e-6)
 
 
 def test_the_rpn_and_the_box_head_learn_by_overlap():

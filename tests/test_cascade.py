@@ -12,7 +12,7 @@ import pytest
 
 from rcnn_jax.models.cascade import THREE_STAGES, Refinement, mean_logits, refined, scale_gradient
 from rcnn_jax.models.detector import init_variables
-from rcnn_jax.models.heads import BoxHead, MaskHead
+from rcnn_jax.models.heads import BoxHead, FcTrunk, MaskHead
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.ops import boxes as box_ops
 from rcnn_jax.types import GroundTruth
@@ -249,3 +249,13 @@ def test_two_scenes_are_learnt_by_heart():
     same_class = np.asarray(found.classes[b])[sure][:, None] == batch.truth.classes[b][valid]
     assert sure.sum() == valid.sum()
     assert ((overlaps * same_class).max(axis=0) >= 0.75).all(), overlaps
+
+
+def test_the_dropout_of_every_stage_belongs_to_the_image():
+  model = CASCADE.clone(trunk=FcTrunk((32,), dropout=0.5), cascade=(SECOND,))
+  batch = scene_batch(5)
+  swapped = jax.tree.map(lambda leaf: leaf[::-1], batch)
+  run = lambda batch: compiled("losses", model)(fresh(), batch, KEY)
+  assert_same(run(batch), run(swapped), rtol=1e-5, atol=1e-6)
+  kept = compiled("losses", CASCADE.clone(cascade=(SECOND,)))(fresh(), batch, KEY)
+  assert all(kept[f"roi_class_{stage}"] != run(batch)[f"roi_class_{stage}"] for stage in (1, 2))

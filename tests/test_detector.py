@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from rcnn_jax.data.source import KeypointNames
+from rcnn_jax.models.backbones.fpn import Fpn
 from rcnn_jax.models.detector import Detector, RoiSampler, init_variables, trainable
 from rcnn_jax.models.heads import BoxHead, ConvTrunk, KeypointHead, MaskHead, Res5Trunk
 from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool
-from rcnn_jax.models.proposers import External, ProposalError
+from rcnn_jax.models.proposers import External, ProposalError, Rpn
 from rcnn_jax.ops import boxes as box_ops
+from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.types import GroundTruth, Proposals, RoiSamples
-from tests.small_detector import CANVAS, compiled, scene_batch, small_detector, variables
+from tests.small_detector import CANVAS, SmallBackbone, compiled, scene_batch, small_detector, variables
 
 KEY = jax.random.key(7)
 
@@ -181,6 +183,23 @@ def test_box_head_decodes_the_deltas_of_the_winning_class():
   np.testing.assert_allclose(found.scores, [0.9, 0.7, 0.2], rtol=1e-5)
   assert found.classes.tolist() == [1, 2, 1]
   np.testing.assert_allclose(found.boxes, [[30, 30, 40, 50], [1, 0, 11, 10], [0, 0, 10, 10]], atol=1e-4)
+
+
+@pytest.mark.parametrize(
+  "sizes, ratios, message",
+  [
+    (((12.0, 24.0), (48.0,)), (1.0,), r"different lengths \(level 0: 2, level 1: 1\)"),
+    (((12.0,), (24.0, 48.0)), (1.0,), r"different lengths \(level 0: 1, level 1: 2\)"),  # these trained, misaligned
+    (((12.0,),), (1.0,), r"for 1 level\(s\), the backbone gives 2"),
+    (((), ()), (1.0,), "needs anchors"),
+    (((12.0,), (24.0,)), (), "needs anchors"),
+    (((12.0,), (-24.0,)), (1.0,), "above 0"),
+  ],
+)
+def test_anchors_that_do_not_fit_the_levels_are_refused_before_anything_is_trained(sizes, ratios, message):
+  model = small_detector(backbone=Fpn(SmallBackbone(), 8), proposer=Rpn(sizes, ratios))
+  with pytest.raises(ModelError, match=message):
+    init_variables(model, KEY, CANVAS)
 
 
 def test_class_agnostic_regression_has_one_box_for_all_classes():

@@ -18,15 +18,15 @@ PARAMS = {"backbone": {"conv": {"kernel": 1.0, "bias": 2.0}}, "box": {"kernel": 
 @pytest.mark.parametrize("step", [0, 1, 9, 10, 11, 50, 99])
 @pytest.mark.parametrize("warmup", [0, 1, 10])
 def test_cosine_is_warmup_times_cosine(step, warmup):
-  schedule = Cosine(peak=0.02, warmup_steps=warmup)
-  expected = 0.02 * min(1, (step + 1) / max(warmup, 1)) * 0.5 * (1 + math.cos(math.pi * step / 100))
+  schedule = Cosine(peak=0.02, warmup_steps=warmup, warmup_from=0.0)
+  expected = 0.02 * min(1, step / warmup if warmup else 1) * 0.5 * (1 + math.cos(math.pi * step / 100))
   np.testing.assert_allclose(optim.learning_rate(schedule, step, 100), expected, rtol=1e-5)
 
 
 def test_step_decay_with_warmup_from_a_fraction():
   schedule = StepDecay(peak=1.0, milestones=(4, 6), factor=0.1, warmup_steps=2, warmup_from=0.5)
   rates = [float(optim.learning_rate(schedule, step, 8)) for step in range(8)]
-  np.testing.assert_allclose(rates, [0.75, 1, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
+  np.testing.assert_allclose(rates, [0.5, 0.75, 1, 1, 0.1, 0.1, 0.01, 0.01], rtol=1e-5)
 
 
 def test_milestones_below_one_are_parts_of_the_stage():
@@ -39,7 +39,23 @@ def test_milestones_below_one_are_parts_of_the_stage():
 
 
 def test_constant():
-  assert [float(optim.learning_rate(Constant(0.5, warmup_steps=2), s, 9)) for s in (0, 1, 8)] == [0.25, 0.5, 0.5]
+  schedule = Constant(0.5, warmup_steps=2, warmup_from=0.0)
+  assert [float(optim.learning_rate(schedule, s, 9)) for s in (0, 1, 2, 8)] == [0, 0.25, 0.5, 0.5]
+
+
+# Detectron2's WarmupParamScheduler(MultiStepParamScheduler([0.02, 0.002], milestones=[...]), 0.001, 4 / length) and
+# torchvision's LinearLR(start_factor=0.001, total_iters=4) with the rate 0.02: iterations 0 to 5.
+WARMING_UP = [0.00002, 0.005015, 0.01001, 0.015005, 0.02, 0.02]
+
+
+@pytest.mark.parametrize(
+  "schedule",
+  [Constant(0.02, warmup_steps=4), StepDecay(0.02, milestones=(50,), warmup_steps=4)],
+  ids=["constant", "steps"],
+)
+def test_the_warm_up_is_detectron2s_and_torchvisions(schedule):
+  rates = [float(optim.learning_rate(schedule, step, 100)) for step in range(6)]
+  np.testing.assert_allclose(rates, WARMING_UP, rtol=1e-6)
 
 
 def test_momentum_is_torch_sgd():
@@ -96,3 +112,21 @@ def test_lengths():
   for wrong in (Sgd(), Sgd(steps=7, epochs=1.0), Sgd(steps=0), Sgd(epochs=0.1), Sgd(steps=7, accumulate=2)):
     with pytest.raises(TrainingError):
       wrong.num_steps(1)
+
+
+NORMED = {"backbone": {"bn": {"scale": 1.0, "bias": 2.0}, "conv": {"kernel": 3.0}}, "head": {"kernel": 4.0}}
+STATS = {"backbone": {"bn": {"mean": 0.0, "var": 1.0}, "fixed": {"mean": 0.0, "scale": 1.0}}}
+
+
+@pytest.mark.parametrize(
+  "frozen, expected",
+  [
+    ("backbone/.*", {"backbone/bn"}),
+    ("backbone/bn/.*", {"backbone/bn"}),
+    ("backbone/bn/scale", set()),  # its bias is trained: it goes on as a batch norm
+    ("backbone/conv/.*", set()),
+  ],
+)
+def test_a_norm_is_frozen_where_all_of_its_parameters_are(frozen, expected):
+  rules = optim.resolve((Rule(frozen, frozen=True), Rule(".*")), NORMED)
+  assert optim.frozen_norms(rules, STATS) == expected

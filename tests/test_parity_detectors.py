@@ -38,6 +38,7 @@ def experiment(name: str, batch_size: int) -> Experiment:
       "data.resize.long_side": LONG,
       "data.canvases": CANVASES[batch_size],
       "model.num_classes": K[name.partition("_")[0]],
+      "model.precision": "highest",  # the recorded products are float32's own
       "model.proposer.num_post_nms": (2000, filling.MODEL_LIMITS["num_proposals"]),
       "model.box.max_detections": filling.MODEL_LIMITS["max_detections"],
     }

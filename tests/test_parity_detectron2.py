@@ -40,6 +40,7 @@ def experiment(name: str) -> Experiment:
       "model.proposer.num_post_nms": (1000, filling.DETECTRON2["MODEL.RPN.POST_NMS_TOPK_TEST"]),
       "model.box.score_threshold": filling.DETECTRON2["MODEL.ROI_HEADS.SCORE_THRESH_TEST"],
       "model.box.max_detections": filling.DETECTRON2["TEST.DETECTIONS_PER_IMAGE"],
+      "model.precision": "highest",  # the recorded products are float32's own
     }
   )
 
@@ -160,6 +161,7 @@ def small(name: str, **changes) -> tuple[Detector, dict]:
   changes |= {
     "model.backbone.bottom_up.depth": 18,
     "model.num_classes": setting["num_classes"],
+    "model.precision": "highest",  # the recorded products are float32's own
     "model.proposer.anchor_sizes": setting["anchor_sizes"],
     "model.proposer.num_pre_nms": setting["num_pre_nms"],
     "model.proposer.num_post_nms": setting["num_post_nms"],

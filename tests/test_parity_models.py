@@ -58,8 +58,9 @@ def feature_pixels() -> np.ndarray:
 
 def same_features(name: str, backbone: nn.Module, variables: dict) -> None:
   """Every level is the recorded one, to 1e-4 of its largest value."""
-  # Operation by operation: the blocks of a network share what is compiled.
-  for level, output in enumerate(backbone.apply(variables, feature_pixels())):
+  with jax.default_matmul_precision("highest"):
+    outputs = backbone.apply(variables, feature_pixels())  # by operations: a network's blocks share what is compiled
+  for level, output in enumerate(outputs):
     key = f"{name}_{level}"
     close(filling.sample(key, output[0])[1:], recorded("features")[key][1:], 1e-4)
     np.testing.assert_allclose(filling.sample(key, output[0])[0], recorded("features")[key][0], rtol=1e-4)
@@ -84,6 +85,7 @@ def detector(depth: int = 18) -> Detector:
     box=BoxHead(score_threshold=setting["score_threshold"], max_detections=setting["max_detections"]),
     mask=MaskHead(RoiAlign(14, num_levels=4), num_convs=len(mask_widths), channels=mask_widths[0]),
     num_classes=setting["num_classes"],
+    precision="highest",  # the recorded products are float32's own
   )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import tiny
 
 from rcnn_jax.experiment import Evaluation
+from rcnn_jax.models.layers import BatchNorm
 from rcnn_jax.training import checkpoint, log, loop
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import AdamW, Constant, Rule, TrainingError, flatten
@@ -122,6 +124,49 @@ def test_batch_statistics_are_carried():
   assert set(state.variables()) == {"params", "batch_stats"}
 
 
+class Normed(tiny.Classifier):
+  """The classifier with a batch norm that has parameters, of this project or flax's own."""
+
+  of_flax: bool = False
+
+  def setup(self):
+    self.head = nn.Dense(self.num_classes + 1)
+    self.bn = nn.BatchNorm(use_running_average=False) if self.of_flax else BatchNorm()
+
+  def losses(self, batch, key):
+    features = self.backbone(batch.image.astype(jnp.float32) / 255)
+    features = self.bn(features) if self.of_flax else self.bn(features, True)
+    logits = nn.log_softmax(self.head(features))
+    return {"class": -jnp.take_along_axis(logits, batch.truth.classes[:, :1], axis=1).mean()}
+
+
+@pytest.mark.parametrize("of_flax", [False, True])
+def test_the_statistics_of_a_frozen_norm_stay(of_flax):
+  batches = [tiny.batch_of(range(8))] * 2
+  moved = lambda *rules: steps(Sgd(steps=2, rules=rules), batches, model)
+  model = Normed(tiny.Backbone(), num_classes=3, of_flax=of_flax)
+  before, state, _, _ = moved(Rule("bn/.*", frozen=True), Rule(".*"))
+  jax.tree.map(np.testing.assert_array_equal, before["batch_stats"], state.batch_stats)
+  jax.tree.map(np.testing.assert_array_equal, before["params"]["bn"], state.params["bn"])
+  assert not np.array_equal(before["params"]["backbone"]["kernel"], state.params["backbone"]["kernel"])
+  for rules in ((Rule(".*"),), (Rule("bn/scale", frozen=True), Rule(".*"))):
+    before, state, _, _ = moved(*rules)
+    assert not np.array_equal(before["batch_stats"]["bn"]["mean"], state.batch_stats["bn"]["mean"])
+
+
+def test_a_frozen_norm_normalises_by_its_running_statistics():
+  model = Normed(tiny.Backbone(), num_classes=3)
+  # Means of 0 and variances of 1, as the statistics begin: without the epsilon's share the norm would do nothing.
+  plain = tiny.Classifier(tiny.Backbone(), num_classes=3, dropout=0.0)
+  batch = tiny.batch_of(range(8))
+  variables, _, metrics, _ = steps(Sgd(steps=1, rules=(Rule("bn/.*", frozen=True), Rule(".*"))), [batch], model)
+  same = {"params": {name: variables["params"][name] for name in ("backbone", "head")}}
+  expected = plain.apply(same, batch, None, method="losses")["class"]
+  np.testing.assert_allclose(metrics[0]["loss"], expected, rtol=1e-4)
+  _, _, trained, _ = steps(Sgd(steps=1), [batch], model)
+  assert abs(trained[0]["loss"] - expected) > 0.01
+
+
 def test_the_random_key_belongs_to_step_and_image():
   """The same image draws the same noise wherever it stands in the batch, and other noise at the next step."""
   stage, ids = Sgd(steps=1, schedule=Constant(0.0)), np.arange(8)
@@ -191,6 +236,29 @@ def test_stages_follow_each_other(tmp_path, capsys):
   assert int(state.step) == 4 and state.ema_params is None
   assert [row["lr"] for row in log.rows(tmp_path)] == pytest.approx([0.1, 0.2])
   assert "stage 2 of 2: steps 3 to 4" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_the_next_stage_starts_from_the_average_which_is_what_was_evaluated(tmp_path, interrupted):
+  averaging, still = Sgd(steps=3, schedule=Constant(0.5), ema=0.5), Sgd(steps=1, schedule=Constant(0.0))
+  exp = tiny.experiment((averaging, still)).override({"evaluation.every_steps": 3})
+  seen = {}
+
+  def evaluate(variables, step):
+    if interrupted and step == 3 and not seen:
+      seen[3] = jax.device_get(variables)
+      raise InterruptedError
+    seen[step] = jax.device_get(variables)
+    return {"bbox/AP": 0.5}
+
+  if interrupted:
+    with pytest.raises(InterruptedError):
+      train(exp, tmp_path / "whole", evaluate=evaluate)
+  state = train(exp, tmp_path / "whole", evaluate=evaluate)
+  alone = train(tiny.experiment((averaging,)), tmp_path / "alone")
+  for params in (state.params, seen[3]["params"], seen[4]["params"]):
+    jax.tree.map(np.testing.assert_array_equal, params, alone.ema_params)
+  assert not np.array_equal(alone.params["head"]["kernel"], alone.ema_params["head"]["kernel"])
 
 
 def test_a_metric_that_is_not_there_is_told(tmp_path, capsys):

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.ops import assign, boxes
+from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.types import Array, GroundTruth, RoiSamples
 
 
@@ -60,10 +61,10 @@ def refined(
     delta_weights: of the head that predicted them.
 
   Raises:
-    ValueError: each class has deltas of its own.
+    ModelError: each class has deltas of its own.
   """
   if box_deltas.shape[1] != 1:
-    raise ValueError("a cascade regresses one box for all classes: set box.class_agnostic")
+    raise ModelError("a cascade regresses one box for all classes: set box.class_agnostic")
   decoded = boxes.decode(box_deltas[:, 0], rois, delta_weights)
   return jax.lax.stop_gradient(boxes.clip(decoded, image_size))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from rcnn_jax.models.layers import Dense
 from rcnn_jax.models.pooling import SpatialPyramid, pool_batch
 from rcnn_jax.types import Array
 
@@ -19,12 +21,15 @@ class PyramidClassifier(nn.Module):
 
   @nn.compact
   def __call__(self, images: Array, key: Array | None = None) -> Array:
-    """images: normalised f[B, H, W, 3], any H and W -> logits f32[B, num_classes]; `key` draws the dropout."""
+    """images: normalised f[B, H, W, 3], any H and W -> logits f32[B, num_classes].
+
+    `key` draws the dropout, by the images' places in the batch.
+    """
     features = self.backbone(images, key is not None)[-1]
     stride = self.backbone.strides[-1]
     height, width = features.shape[1:3]
     whole = jnp.array([[0.0, 0.0, width * stride, height * stride]])
     pooled = pool_batch(self.pool, (features,), jnp.tile(whole, (len(images), 1, 1)), (stride,))
-    return nn.Dense(self.num_classes, name="classes")(self.trunk(pooled, key, jnp.ones(len(images), bool))).astype(
-      jnp.float32
-    )
+    keys = None if key is None else jax.random.split(key, len(images))
+    embedded = self.trunk(pooled, keys, jnp.ones(len(images), bool))
+    return Dense(self.num_classes, logits=True, name="classes")(embedded)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,7 @@ from rcnn_jax.models.cascade import Refinement, mean_logits, refined, scale_grad
 from rcnn_jax.models.layers import normalise
 from rcnn_jax.models.pooling import Pool, pool_batch
 from rcnn_jax.ops import assign, boxes, nms, random
+from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
 
@@ -80,6 +81,22 @@ class RoiSampler:
     return candidates, matches, matches.background & (matches.iou >= self.background_floor)
 
 
+def _at_precision(method: Callable) -> Callable:
+  """A method of the Detector whose products, and those of its gradient, are computed at `Detector.precision`.
+
+  Each operation notes the precision when it is traced, and its gradient takes it over.
+  """
+
+  @functools.wraps(method)
+  def precise(self, *args, **kwargs):
+    if self.precision is None:
+      return method(self, *args, **kwargs)
+    with jax.default_matmul_precision(self.precision):
+      return method(self, *args, **kwargs)
+
+  return precise
+
+
 class Detector(nn.Module):
   """A detector of the R-CNN family. As a frozen dataclass it is also its own configuration."""
 
@@ -95,7 +112,10 @@ class Detector(nn.Module):
   roi_chunk: int | None = None  # RoIs of an image at a time in detection, which bounds memory; None: all at once
   num_classes: int | None = None  # K, without the background; filled in from the data
   num_keypoints: int | None = None  # J, of a keypoint head; filled in from the data
-  dtype: str = "float32"  # what convolutions and matrix products compute in: 'float32' or 'bfloat16'
+  dtype: Literal["float32", "bfloat16"] = "float32"  # what convolutions and matrix products compute in
+  # How exactly products of float32 are computed. 'default' is bfloat16 on a TPU and TensorFloat-32 on a GPU, 'high'
+  # three passes of bfloat16 or TensorFloat-32, 'highest' float32 itself; None: JAX's jax_default_matmul_precision.
+  precision: Literal["default", "high", "highest"] | None = None
 
   def setup(self):
     # By stage: the first one's are `trunk` and `box`, whose settings the others share.
@@ -113,13 +133,15 @@ class Detector(nn.Module):
       return self.clone(num_classes=len(categories))
     return self.clone(num_classes=len(categories), num_keypoints=len(keypoints.names))
 
+  @_at_precision
   def losses(self, batch: Batch, key: Array) -> dict[str, Array]:
     """The loss terms of a batch, f32[] each; their sum is what training minimises."""
     batch = batch.replace(truth=trainable(batch))
     features = self.backbone(self.normalise(batch), True)
     proposals, terms = self.proposer(features, self.backbone.strides, batch, key)
     samples = jax.lax.stop_gradient(self.sample(features, proposals, batch, key))
-    embedded, pooled = self.look(features, samples.boxes, random.named(key, "dropout"), samples.valid)
+    dropout = random.per_image(random.named(key, "dropout"), batch.image_id)
+    embedded, pooled = self.look(features, samples.boxes, dropout, samples.valid)
     answers = self.classify(embedded, pooled)
     of_boxes = self.box.losses(*answers, samples, batch.truth)
     terms |= self.cascade_losses(of_boxes, features, answers, samples, batch, key) if self.cascade else of_boxes
@@ -147,6 +169,7 @@ class Detector(nn.Module):
     loss = self.box.loss_of_each(*jax.lax.stop_gradient(answers), candidates, batch.truth)
     return jax.vmap(self.sampler.hardest)(candidates, loss)
 
+  @_at_precision
   def detect(self, batch: Batch) -> Detections:
     """Detections [B, D] by falling score, boxes in canvas pixels."""
     features = self.backbone(self.normalise(batch), False)
@@ -169,7 +192,7 @@ class Detector(nn.Module):
     for stage, refinement in enumerate(self.cascade, start=1):
       rois = self.refine(answers, samples.boxes, batch, stage - 1)
       samples = jax.vmap(refinement.samples)(rois, samples.valid, batch.truth)
-      dropout = random.named(key, f"dropout{stage + 1}")
+      dropout = random.per_image(random.named(key, f"dropout{stage + 1}"), batch.image_id)
       answers = self.classify(*self.look(features, samples.boxes, dropout, samples.valid, stage), stage)
       of_boxes = self.box_heads[stage].losses(*answers, samples, batch.truth)
       terms |= {f"{term}_{stage + 1}": value for term, value in of_boxes.items()}
@@ -191,30 +214,33 @@ class Detector(nn.Module):
     regress = functools.partial(refined, delta_weights=self.box_heads[stage].delta_weights)
     return jax.vmap(regress)(answers[-1], rois, batch.image_size)
 
+  @_at_precision
   def propose(self, batch: Batch) -> Proposals:
     """The regions [B, N] that `detect` classifies, boxes in canvas pixels."""
     features = self.backbone(self.normalise(batch), False)
     return self.proposer(features, self.backbone.strides, batch, None)[0]
 
-  def embed(self, features: tuple[Array, ...], rois: Array, key: Array | None, valid: Array) -> Array:
+  @_at_precision
+  def embed(self, features: tuple[Array, ...], rois: Array, keys: Array | None, valid: Array) -> Array:
     """rois f32[B, R, 4] -> what the trunk makes of them, f[B, R, C], or f[B, R, P, P, C] where it keeps the cells.
 
-    A key in training alone; valid: bool[B, R], the RoIs that batch norm takes its statistics from.
+    keys: [B], one for each image, in training alone; valid: bool[B, R], the RoIs that batch norm takes its
+    statistics from.
     """
-    return self.look(features, rois, key, valid)[0]
+    return self.look(features, rois, keys, valid)[0]
 
   def look(
-    self, features: tuple[Array, ...], rois: Array, key: Array | None, valid: Array, stage: int = 0
+    self, features: tuple[Array, ...], rois: Array, keys: Array | None, valid: Array, stage: int = 0
   ) -> tuple[Array, Array]:
     """`embed`, by the trunk of a stage, and behind it what the trunk was given: f[B, R, P, P, C']."""
 
     def whole(self, rois, valid):
       pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
       pooled = scale_gradient(pooled, 1 / len(self.trunks))
-      rows = self.trunks[stage](pooled, key, valid.reshape(-1)), pooled
+      rows = self.trunks[stage](pooled, keys, valid.reshape(-1)), pooled
       return tuple(x.reshape(*rois.shape[:2], *x.shape[1:]) for x in rows)
 
-    return whole(self, rois, valid) if key is not None else self.in_chunks(whole, rois, valid)
+    return whole(self, rois, valid) if keys is not None else self.in_chunks(whole, rois, valid)
 
   def in_chunks(self, whole: Callable, rois: Array, valid: Array) -> tuple[Array, ...]:
     """whole(self, rois f32[B, R, 4], valid bool[B, R]) -> arrays [B, R, ...], for `roi_chunk` RoIs at a time."""
@@ -237,6 +263,7 @@ class Detector(nn.Module):
     )
     return jax.tree.map(join, scan(self, None, (divide(rois), divide(valid)))[1])
 
+  @_at_precision
   def regions(self, batch: Batch, rois: Array) -> tuple[Array, Array]:
     """What heads see of given regions: rois f32[B, R, 4] -> trunk f32[B, R, C], pooled f32[B, R, P * P * C']."""
     features = self.backbone(self.normalise(batch), False)
@@ -246,7 +273,7 @@ class Detector(nn.Module):
   def classify(self, embedded: Array, pooled: Array, stage: int = 0) -> tuple[Array, ...]:
     """What `look` gives -> the box head's answers, class_logits f32[B, R, K+1] the first of them."""
     if self.num_classes is None:
-      raise ValueError("Detector.num_classes is not set: it comes with the data (Detector.met_with)")
+      raise ModelError("Detector.num_classes is not set: it comes with the data (Detector.met_with)")
     rows = [x.reshape(-1, *x.shape[2:]) for x in (embedded, pooled)]
     answers = self.box_heads[stage](rows[0], self.num_classes, rows[1])
     return tuple(x.reshape(*embedded.shape[:2], *x.shape[1:]) for x in answers)
@@ -269,7 +296,7 @@ class Detector(nn.Module):
   def locate(self, features: tuple[Array, ...], rois: Array) -> Array:
     """rois f32[B, R, 4] -> keypoint_logits f32[B, R, 4P, 4P, J]."""
     if self.num_keypoints is None:
-      raise ValueError("Detector.num_keypoints is not set: it comes with data that name their keypoints")
+      raise ModelError("Detector.num_keypoints is not set: it comes with data that name their keypoints")
     logits = self.keypoint(pool_batch(self.keypoint.pool, features, rois, self.backbone.strides), self.num_keypoints)
     return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 

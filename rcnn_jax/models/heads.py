@@ -1,7 +1,7 @@
 """What stands behind the pooling: trunks (shared layers over a pooled RoI) and heads (what is predicted from it).
 
-A trunk is called with (rois f[R, P, P, C], key, valid bool[R]): the key is given in training alone, and rows that
-are not valid enter no statistics.
+A trunk is called with (rois f[R, P, P, C], keys, valid bool[R]): the keys [B], one for each image, whose rows follow
+one another, are given in training alone; rows that are not valid enter no statistics.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from rcnn_jax.models.backbones.resnet import Stage
-from rcnn_jax.models.layers import Conv, Deconv, norm
+from rcnn_jax.models.backbones.resnet import Depth, Stage
+from rcnn_jax.models.layers import Conv, Deconv, Dense, Norm, norm
 from rcnn_jax.models.pooling import Pool, RoiAlign
-from rcnn_jax.ops import boxes, keypoints, losses, masks, nms
+from rcnn_jax.ops import boxes, keypoints, losses, masks, nms, random
+from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.ops.losses import BoxLoss
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
@@ -35,23 +36,30 @@ class FcTrunk(nn.Module):
   ranks: tuple[int | None, ...] | None = None
 
   @nn.compact
-  def __call__(self, rois: Array, key: Array | None, valid: Array) -> Array:
-    """rois: f[R, P, P, C] -> f[R, widths[-1]]; `key` draws the dropout, without one nothing is dropped."""
+  def __call__(self, rois: Array, keys: Array | None, valid: Array) -> Array:
+    """rois: f[R, P, P, C] -> f[R, widths[-1]]; `keys` draw the dropout, without them nothing is dropped."""
     del valid
     x = rois.reshape(rois.shape[0], -1)
     ranks = (None,) * len(self.widths) if self.ranks is None else self.ranks
     kernel_init = xavier if self.initial == "xavier" else pytorch
     for i, (width, rank) in enumerate(zip(self.widths, ranks, strict=True), start=6):
       if rank is None:
-        dense = nn.Dense(width, dtype=x.dtype, kernel_init=kernel_init, name=f"fc{i}")
+        dense = Dense(width, kernel_init=kernel_init, name=f"fc{i}")
       else:
         dense = LowRankDense(width, rank, name=f"fc{i}")
       x = nn.relu(dense(x))
-      if self.dropout and key is not None:
-        key, now = jax.random.split(key)
-        kept = jax.random.bernoulli(now, 1 - self.dropout, x.shape)
-        x = jnp.where(kept, x / (1 - self.dropout), 0)
+      if self.dropout and keys is not None:
+        x = dropped_out(x, jax.vmap(random.named, (0, None))(keys, f"fc{i}"), self.dropout)
     return x
+
+
+def dropped_out(x: Array, keys: Array, rate: float) -> Array:
+  """x f[R, C] with a share `rate` of its numbers 0, the rest enlarged so that the mean stays.
+
+  keys: [B], one for each image, of whose R / B rows the draws are: an image has the same ones anywhere in a batch.
+  """
+  kept = jax.vmap(lambda key: jax.random.bernoulli(key, 1 - rate, (len(x) // len(keys), x.shape[1])))(keys)
+  return jnp.where(kept.reshape(x.shape), x / (1 - rate), 0)
 
 
 class LowRankDense(nn.Module):
@@ -63,8 +71,8 @@ class LowRankDense(nn.Module):
   @nn.compact
   def __call__(self, x: Array) -> Array:
     """x: f[R, C] -> f[R, features]."""
-    x = nn.Dense(self.rank, use_bias=False, dtype=x.dtype, kernel_init=xavier, name="first")(x)
-    return nn.Dense(self.features, dtype=x.dtype, kernel_init=xavier, name="second")(x)
+    x = Dense(self.rank, use_bias=False, kernel_init=xavier, name="first")(x)
+    return Dense(self.features, kernel_init=xavier, name="second")(x)
 
 
 class ConvTrunk(nn.Module):
@@ -73,21 +81,21 @@ class ConvTrunk(nn.Module):
   num_convs: int = 4
   channels: int = 256
   widths: tuple[int, ...] = (1024,)
-  norm: str | None = "batch"  # after each convolution; None: biases instead
+  norm: Norm | None = "batch"  # after each convolution; None: biases instead
 
   @nn.compact
-  def __call__(self, rois: Array, key: Array | None, valid: Array) -> Array:
+  def __call__(self, rois: Array, keys: Array | None, valid: Array) -> Array:
     """rois: f[R, P, P, C] -> f[R, widths[-1]]."""
     x = rois
     for i in range(1, self.num_convs + 1):
-      x = nn.relu(convolution(x, self.channels, i, self.norm, key is not None, valid))
+      x = nn.relu(convolution(x, self.channels, i, self.norm, keys is not None, valid))
     x = x.reshape(x.shape[0], -1)
     for i, width in enumerate(self.widths, start=1):
-      x = nn.relu(nn.Dense(width, dtype=x.dtype, kernel_init=xavier, name=f"fc{i}")(x))
+      x = nn.relu(Dense(width, kernel_init=xavier, name=f"fc{i}")(x))
     return x
 
 
-def convolution(x: Array, channels: int, index: int, kind: str | None, train: bool, valid: Array | None) -> Array:
+def convolution(x: Array, channels: int, index: int, kind: Norm | None, train: bool, valid: Array | None) -> Array:
   """The module's 3×3 convolution of this index, normalised, or with biases where `kind` is None."""
   x = Conv(channels, kernel_size=3, use_bias=kind is None, name=f"conv{index}")(x)
   return x if kind is None else norm(kind, f"bn{index}")(x, train, valid)
@@ -96,16 +104,16 @@ def convolution(x: Array, channels: int, index: int, kind: str | None, train: bo
 class Res5Trunk(nn.Module):
   """A ResNet's fifth stage over each RoI: the C4 head (ResNet, appendix A), which boxes and masks can share."""
 
-  depth: int = 50
-  norm: str = "frozen"
+  depth: Depth = 50
+  norm: Norm = "frozen"
   stride: int = 2
   stride_in_1x1: bool = False
 
   @nn.compact
-  def __call__(self, rois: Array, key: Array | None, valid: Array) -> Array:
+  def __call__(self, rois: Array, keys: Array | None, valid: Array) -> Array:
     """rois: f[R, P, P, C] -> f[R, P', P', C'], P' = P / stride."""
     stage = Stage(self.depth, 4, self.stride, norm=self.norm, stride_in_1x1=self.stride_in_1x1, name="layer4")
-    return stage(rois, key is not None, valid)
+    return stage(rois, keys is not None, valid)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,9 +152,9 @@ class BoxHead(nn.Module):
     groups = 1 if self.class_agnostic else num_classes
     gaussians = nn.initializers.normal(0.01), nn.initializers.normal(0.001)
     of_classes, of_deltas = gaussians if self.initial == "gaussian" else (pytorch, pytorch)
-    logits = nn.Dense(num_classes + 1, dtype=x.dtype, kernel_init=of_classes, name="classes")(x)
-    deltas = nn.Dense(4 * groups, dtype=x.dtype, kernel_init=of_deltas, name="deltas")(x)
-    return logits.astype(jnp.float32), deltas.astype(jnp.float32).reshape(-1, groups, 4)
+    class_logits = Dense(num_classes + 1, kernel_init=of_classes, logits=True, name="classes")(x)
+    deltas = Dense(4 * groups, kernel_init=of_deltas, logits=True, name="deltas")(x)
+    return class_logits, deltas.reshape(-1, groups, 4)
 
   def losses(
     self, class_logits: Array, box_deltas: Array, samples: RoiSamples, truth: GroundTruth
@@ -248,7 +256,7 @@ class MaskHead(nn.Module):
   num_convs: int = 4
   channels: int = 256
   class_agnostic: bool = False
-  norm: str | None = None  # after each convolution; None: biases instead
+  norm: Norm | None = None  # after each convolution; None: biases instead
   # How a mask becomes pixels of the image: 'exact' at their centres (Detectron2's), or 'rounded' (torchvision's).
   pasting: Literal["exact", "rounded"] = "exact"
 
@@ -264,15 +272,15 @@ class MaskHead(nn.Module):
     x = nn.relu(Deconv(self.channels, name="deconv")(x))
     # Logits begin near zero, as Detectron2's: drawn like the other layers', the first losses are in the hundreds.
     num_masks = 1 if self.class_agnostic else num_classes
-    return Conv(num_masks, kernel_init=nn.initializers.normal(0.001), name="masks")(x).astype(jnp.float32)
+    return Conv(num_masks, kernel_init=nn.initializers.normal(0.001), logits=True, name="masks")(x)
 
   def losses(self, mask_logits: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
     """Binary cross-entropy on the mask of each RoI's own class, the mean over the cells of the foreground RoIs.
 
-    mask_logits: f32[B, S, 2P, 2P, K]; samples, truth: batched. Raises ValueError where the truth has no masks.
+    mask_logits: f32[B, S, 2P, 2P, K]; samples, truth: batched. Raises ModelError where the truth has no masks.
     """
     if truth.masks is None:
-      raise ValueError("the model has a mask head, but the batch has no masks: set Data.load_masks")
+      raise ModelError("the model has a mask head, but the batch has no masks: set Data.load_masks")
     size = mask_logits.shape[2]
 
     def image(logits, samples, truth):
@@ -310,16 +318,16 @@ class KeypointHead(nn.Module):
     for i in range(1, self.num_convs + 1):
       x = nn.relu(Conv(self.channels, kernel_size=3, name=f"conv{i}")(x))
     he_of_inputs = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-    x = Deconv(num_keypoints, kernel_size=4, kernel_init=he_of_inputs, name="deconv")(x).astype(jnp.float32)
+    x = Deconv(num_keypoints, kernel_size=4, kernel_init=he_of_inputs, logits=True, name="deconv")(x)
     return jax.image.resize(x, (len(x), 2 * x.shape[1], 2 * x.shape[2], num_keypoints), "bilinear")
 
   def losses(self, keypoint_logits: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
     """Softmax cross-entropy over the cells, the mean over the foreground's joints that are labelled and in the RoI.
 
-    keypoint_logits: f32[B, S, Q, Q, J]; samples, truth: batched. Raises ValueError where the truth has no keypoints.
+    keypoint_logits: f32[B, S, Q, Q, J]; samples, truth: batched. Raises ModelError where the truth has no keypoints.
     """
     if truth.keypoints is None:
-      raise ValueError("the model has a keypoint head, but the batch has no keypoints: set Data.load_keypoints")
+      raise ModelError("the model has a keypoint head, but the batch has no keypoints: set Data.load_keypoints")
     batch_size, num_rois, size, _, num_joints = keypoint_logits.shape
 
     def image(logits, samples, truth):

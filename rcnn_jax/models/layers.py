@@ -1,20 +1,32 @@
-"""Layers that the backbones and heads share: convolution, max pooling, normalisation.
+"""Layers that the backbones and heads share: convolution, fully connected layer, max pooling, normalisation.
 
 They compute in the dtype of their input (float32 or bfloat16) and keep their parameters in float32, so that the
 precision of a whole detector is set in one place, where its images are normalised. Layout is NHWC, kernels HWIO.
 Each is written in the form that XLA compiles well on a CPU too; accelerators lose nothing by it.
+
+Biases are added in float32, and so their gradients, sums over all cells and RoIs, are summed in float32. In bfloat16
+such a sum stops growing after a few hundred terms. A last layer (`logits=True`) gives float32, not rounded to
+bfloat16, in which many logits would be equal and rank by their place.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.types import Array, Batch
+
+Norm = Literal["frozen", "batch", "group"]  # fixed statistics and affine; trainable and synchronised; by groups
+
+# The collection of variables that names the batch norms that a stage of the training has frozen: there is a variable
+# `norm` at the path of each.
+FROZEN = "frozen"
 
 he_normal = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
@@ -29,17 +41,19 @@ class Conv(nn.Module):
   dilation: int = 1
   use_bias: bool = True
   kernel_init: Callable = he_normal
+  logits: bool = False  # a last layer; the kernel is 1×1
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """x: f[B, H, W, C] -> f[B, H', W', features]."""
+    """x: f[B, H, W, C] -> f[B, H', W', features], f32 where these are logits."""
     size, stride = self.kernel_size, self.stride
     padding = self.dilation * (size - 1) // 2 if self.padding is None else self.padding
     kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features))
-    kernel = kernel.astype(x.dtype)
     if size == 1 and padding == 0:
-      y = x[:, ::stride, ::stride] @ kernel[0, 0]
+      y = _product(x[:, ::stride, ::stride], kernel[0, 0], self.logits)
     else:
+      assert not self.logits, "the convolutions that give logits are 1×1"
+      kernel = kernel.astype(x.dtype)
       y = jax.lax.conv_general_dilated(
         x,
         kernel,
@@ -49,8 +63,34 @@ class Conv(nn.Module):
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
       )
     if self.use_bias:
-      y += self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
+      y = _biased(y, self.param("bias", nn.initializers.zeros, (self.features,)))
     return y
+
+
+class Dense(nn.Module):
+  """A fully connected layer."""
+
+  features: int
+  use_bias: bool = True
+  kernel_init: Callable = nn.initializers.lecun_normal()
+  logits: bool = False  # a last layer
+
+  @nn.compact
+  def __call__(self, x: Array) -> Array:
+    """x: f[..., C] -> f[..., features], f32 where these are logits."""
+    kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    y = _product(x, kernel, self.logits)
+    return _biased(y, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else y
+
+
+def _product(x: Array, kernel: Array, logits: bool) -> Array:
+  """x f[..., C] by f32[C, F], in the dtype of x; the result too, but float32, as it was summed, for logits."""
+  return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32 if logits else None)
+
+
+def _biased(y: Array, bias: Array) -> Array:
+  """y f[..., F] + bias f32[F], in the dtype of y; the sum is that of float32."""
+  return (y.astype(jnp.float32) + bias).astype(y.dtype)
 
 
 class Deconv(nn.Module):
@@ -62,15 +102,17 @@ class Deconv(nn.Module):
   features: int
   kernel_size: int = 2
   kernel_init: Callable = he_normal
+  logits: bool = False  # a last layer
 
   @nn.compact
   def __call__(self, x: Array) -> Array:
-    """x: f[B, H, W, C] -> f[B, 2H, 2W, features]."""
+    """x: f[B, H, W, C] -> f[B, 2H, 2W, features], f32 where these are logits."""
     size = self.kernel_size
     kernel = self.param("kernel", self.kernel_init, (size, size, x.shape[-1], self.features)).astype(x.dtype)
-    bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(x.dtype)
-    windows = jnp.einsum("bhwc,ijcf->bhiwjf", x, kernel)
-    return _add_windows(_add_windows(windows, 1), 2) + bias
+    bias = self.param("bias", nn.initializers.zeros, (self.features,))
+    result = jnp.float32 if self.logits else None
+    windows = jnp.einsum("bhwc,ijcf->bhiwjf", x, kernel, preferred_element_type=result)
+    return _biased(_add_windows(_add_windows(windows, 1), 2), bias)
 
 
 def _add_windows(windows: Array, axis: int) -> Array:
@@ -152,7 +194,8 @@ class BatchNorm(nn.Module):
   """Trainable batch norm; under a sharded batch its statistics are those of all devices (synchronised).
 
   The running variance is that of a sample (n - 1), PyTorch's. `valid: bool[B]` leaves rows out of the statistics,
-  which flax's own layer cannot do where none is left: then they stay as they are.
+  which flax's own layer cannot do where none is left: then they stay as they are. Where the variables name it as
+  frozen (FROZEN), it is in training what it is in detection.
   """
 
   epsilon: float = 1e-5
@@ -164,7 +207,7 @@ class BatchNorm(nn.Module):
     scale, bias = self.param("scale", nn.initializers.ones, (c,)), self.param("bias", nn.initializers.zeros, (c,))
     mean = self.variable("batch_stats", "mean", jnp.zeros, (c,))
     var = self.variable("batch_stats", "var", jnp.ones, (c,))
-    if not train:
+    if not train or self.has_variable(FROZEN, "norm"):
       return self._normalised(x, mean.value, var.value, scale, bias)
     rows = jnp.ones(x.shape[0], bool) if valid is None else valid
     rows = rows.reshape(-1, *(1,) * (x.ndim - 1))
@@ -206,8 +249,8 @@ class GroupNorm(nn.Module):
     return nn.GroupNorm(self.groups, epsilon=self.epsilon, name="norm")(x.astype(jnp.float32)).astype(x.dtype)
 
 
-def norm(kind: str, name: str, epsilon: float = 1e-5) -> nn.Module:
-  """The normalisation layer `kind`: 'frozen', 'batch' or 'group'; raises ValueError for another word.
+def norm(kind: Norm, name: str, epsilon: float = 1e-5) -> nn.Module:
+  """The normalisation layer `kind`: 'frozen', 'batch' or 'group'; raises ModelError for another word.
 
   Each is called with (x: f[B, H, W, C], train, valid: bool[B] or None for all), of which batch norm alone needs the
   last two.
@@ -219,7 +262,7 @@ def norm(kind: str, name: str, epsilon: float = 1e-5) -> nn.Module:
       return BatchNorm(epsilon, name=name)
     case "group":
       return GroupNorm(epsilon=epsilon, name=name)
-  raise ValueError(f"norm must be 'frozen', 'batch' or 'group', not {kind!r}")
+  raise ModelError(f"norm must be 'frozen', 'batch' or 'group', not {kind!r}")
 
 
 def normalise(batch: Batch, backbone: nn.Module, dtype) -> Array:

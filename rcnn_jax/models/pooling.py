@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.ops import boxes, max_pooling, pooling
+from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.types import Array
 
 
@@ -68,7 +69,7 @@ class WarpCrop:
   def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
     """One image: features (f[H, W, C],) of stride 1, rois f32[R, 4] in canvas pixels -> f[R, P, P, C]."""
     if strides != (1,):
-      raise ValueError(f"crops are cut out of the image (backbone=Pixels()), not of a map of strides {strides}")
+      raise ModelError(f"crops are cut out of the image (backbone=Pixels()), not of a map of strides {strides}")
     return pooling.warp_crop(features[0], rois, output_size=self.output_size, context=self.context)
 
 

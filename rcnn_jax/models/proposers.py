@@ -11,13 +11,14 @@ import numpy as np
 
 from rcnn_jax.models.layers import Conv, normalise
 from rcnn_jax.ops import anchors, assign, boxes, losses, nms, random
+from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.ops.losses import BoxLoss
 from rcnn_jax.types import Array, Batch, Proposals
 
 normal = nn.initializers.normal
 
 
-class ProposalError(ValueError):
+class ProposalError(ModelError):
   """A model that takes external proposals and is given none."""
 
   def __init__(self):
@@ -40,8 +41,9 @@ class Rpn(nn.Module):
   """Region proposal network (arXiv:1506.01497, section 3.1), on one feature level or on a pyramid's.
 
   Pairs are (train, eval). `anchor_sizes` holds one tuple of sides in canvas pixels for each level, each side at
-  every one of `anchor_ratios` (height : width). The counts are an image's; `num_pre_nms` is also a level's.
-  Where not said otherwise, the defaults are torchvision's.
+  every one of `anchor_ratios` (height : width). All levels have equally many sides: the layers that predict for a
+  cell are shared by the levels. The counts are an image's; `num_pre_nms` is also a level's. Where not said
+  otherwise, the defaults are torchvision's.
   """
 
   anchor_sizes: tuple[tuple[float, ...], ...] = ((32.0,), (64.0,), (128.0,), (256.0,), (512.0,))
@@ -68,15 +70,35 @@ class Rpn(nn.Module):
 
   @nn.compact
   def __call__(self, features: tuple[Array, ...], strides: tuple[int, ...], batch: Batch, key: Array | None):
-    """features: one f[B, h, w, C] a level. Returns (Proposals [B, N], loss terms); without a key, no losses."""
-    if len(features) != len(self.anchor_sizes):
-      sizes = len(self.anchor_sizes)
-      raise ValueError(f"Rpn has anchor sizes for {sizes} level(s), the backbone gives {len(features)}")
+    """features: one f[B, h, w, C] a level. Returns (Proposals [B, N], loss terms); without a key, no losses.
+
+    Raises ModelError unless each level has anchors, and each cell equally many.
+    """
+    self.check_anchors(len(features))
     logits, deltas = self.predict(features)
     grids = self.grids([feature.shape[1:3] for feature in features], strides, batch.image.shape[1:3])
     train = key is not None
     proposals = self.propose(jax.lax.stop_gradient(logits), jax.lax.stop_gradient(deltas), grids, batch, train)
     return proposals, self.losses(logits, deltas, grids, batch, key) if train else {}
+
+  @nn.nowrap
+  def check_anchors(self, num_levels: int) -> None:
+    """Raises ModelError where the anchors' sizes do not fit a backbone of so many levels, or each other."""
+    if num_levels != len(self.anchor_sizes):
+      sizes = len(self.anchor_sizes)
+      raise ModelError(f"Rpn has anchor sizes for {sizes} level(s), the backbone gives {num_levels}")
+    counts = [len(sizes) for sizes in self.anchor_sizes]
+    if len(set(counts)) > 1:
+      each = ", ".join(f"level {level}: {count}" for level, count in enumerate(counts))
+      raise ModelError(
+        f"anchor_sizes of the Rpn has levels of different lengths ({each}): the levels share the layers that predict "
+        "for a cell, so each needs equally many sizes"
+      )
+    every = [*self.anchor_ratios, *(size for sizes in self.anchor_sizes for size in sizes)]
+    if not counts[0] or not self.anchor_ratios or min(every) <= 0:
+      raise ModelError(
+        f"the Rpn needs anchors, of sizes and ratios above 0, not {self.anchor_sizes} and {self.anchor_ratios}"
+      )
 
   @nn.nowrap
   def grids(
@@ -95,16 +117,16 @@ class Rpn(nn.Module):
     channels = self.channels or features[0].shape[-1]
     names = ["conv", *(f"conv{i}" for i in range(2, self.num_convs + 1))]
     convs = [Conv(channels, kernel_size=3, kernel_init=normal(0.01), name=name) for name in names]
-    objectness = Conv(per_cell, kernel_init=normal(0.01), name="objectness")
-    regression = Conv(4 * per_cell, kernel_init=normal(0.01), name="deltas")
+    objectness = Conv(per_cell, kernel_init=normal(0.01), logits=True, name="objectness")
+    regression = Conv(4 * per_cell, kernel_init=normal(0.01), logits=True, name="deltas")
     logits, deltas = [], []
     for feature in features:
       hidden = feature
       for conv in convs:
         hidden = nn.relu(conv(hidden))
       batch = hidden.shape[0]
-      logits.append(objectness(hidden).astype(jnp.float32).reshape(batch, -1))
-      deltas.append(regression(hidden).astype(jnp.float32).reshape(batch, -1, 4))
+      logits.append(objectness(hidden).reshape(batch, -1))
+      deltas.append(regression(hidden).reshape(batch, -1, 4))
     return logits, deltas
 
   def propose(self, logits, deltas, grids, batch: Batch, train: bool) -> Proposals:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.models.heads import select
+from rcnn_jax.models.layers import Dense
 from rcnn_jax.ops import boxes, losses
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
@@ -43,8 +44,7 @@ class RcnnHead(nn.Module):
     Returns:
       class_logits f32[R, K+1], scores f32[R, K] and box_deltas f32[R, K, 4].
     """
-    logits = nn.Dense(num_classes + 1, dtype=x.dtype, kernel_init=nn.initializers.normal(0.01), name="classes")(x)
-    logits = logits.astype(jnp.float32)
+    logits = Dense(num_classes + 1, kernel_init=nn.initializers.normal(0.01), logits=True, name="classes")(x)
     scores = jax.nn.softmax(logits)[:, 1:]
     fitted, decisions = Svms(name="svm")(x.astype(jnp.float32), num_classes)
     if self.scores == "svm":
@@ -77,7 +77,7 @@ class RcnnHead(nn.Module):
 
 
 class Svms(nn.Module):
-  """One linear SVM a class, on features scaled as they were when it was fitted."""
+  """One linear SVM a class, on features scaled as they were when it was fitted; its products are float32's own."""
 
   @nn.compact
   def __call__(self, x: Array, num_classes: int) -> tuple[Array, Array]:
@@ -85,15 +85,15 @@ class Svms(nn.Module):
     scale = self.param("scale", zeros, ())
     kernel = self.param("kernel", zeros, (x.shape[-1], num_classes))
     bias = self.param("bias", zeros, (num_classes,))
-    return scale > 0, scale * x @ kernel + bias
+    return scale > 0, jnp.matmul(scale * x, kernel, precision="highest") + bias
 
 
 class Ridge(nn.Module):
-  """Linear regression of each class' box deltas."""
+  """Linear regression of each class' box deltas; its products are float32's own."""
 
   @nn.compact
   def __call__(self, x: Array, num_classes: int) -> Array:
     """x: f32[R, C] -> f32[R, K, 4]."""
     kernel = self.param("kernel", zeros, (x.shape[-1], num_classes, 4))
     bias = self.param("bias", zeros, (num_classes, 4))
-    return jnp.tensordot(x, kernel, 1) + bias
+    return jnp.tensordot(x, kernel, 1, precision="highest") + bias

@@ -159,10 +159,12 @@ def _bin_maxima_backward(longest, reused, residuals, cotangent):
   features, place, empty = residuals
   sizes = [f.shape[0] * f.shape[1] for f in features]
   channels = jnp.arange(features[0].shape[-1])
-  gradient = jnp.zeros((sum(sizes), len(channels)), cotangent.dtype)
-  gradient = gradient.at[place, channels].add(jnp.where(empty, 0, cotangent), mode="promise_in_bounds")
+  # Many regions have their maximum in one cell: in bfloat16 their sum would lose the smaller ones.
+  gradient = jnp.zeros((sum(sizes), len(channels)), jnp.float32)
+  cotangent = jnp.where(empty, 0, cotangent).astype(jnp.float32)
+  gradient = gradient.at[place, channels].add(cotangent, mode="promise_in_bounds")
   levels = jnp.split(gradient, np.cumsum(sizes)[:-1])
-  return [each.reshape(f.shape) for each, f in zip(levels, features)], None, None, None
+  return [each.reshape(f.shape).astype(f.dtype) for each, f in zip(levels, features)], None, None, None
 
 
 _bin_maxima.defvjp(_bin_maxima_forward, _bin_maxima_backward)

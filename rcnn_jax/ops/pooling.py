@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcnn_jax.ops import boxes as box_ops
+from rcnn_jax.ops.errors import ModelError
 
 
 def roi_align(
@@ -110,7 +111,7 @@ def warp_crop(image: jax.Array, boxes: jax.Array, *, output_size: int, context: 
   """
   inner = output_size - 2 * context
   if inner <= 0:
-    raise ValueError(f"a crop of {output_size} pixels has no room inside a context of {context}")
+    raise ModelError(f"a crop of {output_size} pixels has no room inside a context of {context}")
   border = context / inner * (boxes[:, 2:] - boxes[:, :2])
   grown = jnp.concatenate([boxes[:, :2] - border, boxes[:, 2:] + border], axis=1)
   crops = roi_align(image, grown, output_size=output_size, spatial_scale=1.0, sampling_ratio=1, aligned=True)
@@ -139,14 +140,14 @@ def level_index(
   """i32[N]: of levels with these strides, the place of the one that each of boxes f32[N, 4] is pooled from.
 
   Raises:
-    ValueError: several strides that are no powers of two, each twice the one before.
+    ModelError: several strides that are no powers of two, each twice the one before.
   """
   if len(strides) == 1:
     return jnp.zeros(boxes.shape[0], jnp.int32)
   finest = int(math.log2(strides[0]))
   coarsest = finest + len(strides) - 1
   if list(strides) != [2**level for level in range(finest, coarsest + 1)]:
-    raise ValueError(f"strides must be powers of two, each twice the one before, not {tuple(strides)}")
+    raise ModelError(f"strides must be powers of two, each twice the one before, not {tuple(strides)}")
   options = dict(canonical_size=canonical_size, canonical_level=canonical_level)
   return level_of(boxes, min_level=finest, max_level=coarsest, **options) - finest
 

@@ -32,7 +32,7 @@ class Constant:
 
   peak: float
   warmup_steps: int = 0
-  warmup_from: float = 0.0  # the fraction of the learning rate that the warm-up starts from
+  warmup_from: float = 0.001  # the fraction of the learning rate at the first step of the warm-up
 
   def decay(self, step: Array, num_steps: int) -> Array:
     """The fraction of the peak at a step: f32[]."""
@@ -50,7 +50,7 @@ class StepDecay:
   milestones: tuple[float, ...]
   factor: float = 0.1
   warmup_steps: int = 0
-  warmup_from: float = 0.0
+  warmup_from: float = 0.001
 
   def decay(self, step: Array, num_steps: int) -> Array:
     """The fraction of the peak at a step: f32[]."""
@@ -65,7 +65,7 @@ class Cosine:
 
   peak: float
   warmup_steps: int = 0
-  warmup_from: float = 0.0
+  warmup_from: float = 0.001
 
   def decay(self, step: Array, num_steps: int) -> Array:
     """The fraction of the peak at a step: f32[]."""
@@ -75,10 +75,13 @@ class Cosine:
 def learning_rate(schedule: Constant | StepDecay | Cosine, step: Array, num_steps: int) -> Array:
   """The learning rate at a step of a stage of `num_steps`, f32[].
 
-  The warm-up is a factor on the decay, not a phase before it: with warmup_from = 0 it is min(1, (step + 1) / warmup).
+  The warm-up is a factor on the decay, not a phase before it. At step i = 0, 1, ... it is warmup_from +
+  (1 - warmup_from) * i / warmup_steps, and 1 from step `warmup_steps` on: Detectron2's WarmupParamScheduler and
+  PyTorch's LinearLR, whose factor in torchvision's and Detectron2's trainings is 0.001, as here by default. With
+  warmup_from = 0 the first step moves nothing.
   """
   step = jnp.asarray(step, jnp.float32)
-  fraction = jnp.minimum(1.0, (step + 1) / max(schedule.warmup_steps, 1))
+  fraction = jnp.minimum(1.0, step / schedule.warmup_steps) if schedule.warmup_steps else 1.0
   warmup = schedule.warmup_from + (1 - schedule.warmup_from) * fraction
   return schedule.peak * warmup * schedule.decay(step, num_steps)
 
@@ -139,7 +142,9 @@ def clip_by_global_norm(gradients: dict[str, Array], norm: Array, max_norm: floa
 class Rule:
   """How the parameters whose whole path matches a regular expression are trained.
 
-  Frozen parameters stay exactly as they are: no gradient is computed for them and no momentum is held.
+  Frozen parameters stay exactly as they are: no gradient is computed for them and no momentum is held. A batch norm
+  whose scale and bias are both frozen is frozen as a whole: its running statistics stay, and it normalises by them,
+  as Detectron2's FrozenBatchNorm2d does. With one of the two frozen, it goes on as a batch norm.
   """
 
   pattern: str  # matched against all of 'backbone/conv1/kernel' (re.fullmatch)
@@ -165,6 +170,13 @@ def resolve(rules: tuple[Rule, ...], params: dict) -> dict[str, Rule]:
     shown = ", ".join(missing[:8]) + (f" and {len(missing) - 8} more" if len(missing) > 8 else "")
     raise TrainingError(f"parameters that no rule covers: {shown}")
   return {path: covered[path] for path in paths}
+
+
+def frozen_norms(rules: dict[str, Rule], batch_stats: dict) -> set[str]:
+  """The modules with running statistics ('backbone/bn1') and with parameters of which every one is frozen."""
+  modules = {path.rpartition("/")[0] for path in flatten(batch_stats)}
+  own = {module: [rule for path, rule in rules.items() if path.rpartition("/")[0] == module] for module in modules}
+  return {module for module, theirs in own.items() if theirs and all(rule.frozen for rule in theirs)}
 
 
 def matching(pattern: str, paths: Iterable[str]) -> list[str]:

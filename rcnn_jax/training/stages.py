@@ -18,6 +18,9 @@ class Sgd:
 
   A step is one batch. With `accumulate` = k the parameters move at every k-th step, along the mean of k gradients;
   lengths, schedules and warm-ups stay counted in batches.
+
+  With `ema` the stage's result is the moving average: it is what is evaluated while the stage runs and after it, what
+  is exported, and what the next stage starts from, as its parameters and, where it has `ema` too, as its average.
   """
 
   steps: int | None = None  # exactly one of `steps` and
@@ -28,7 +31,7 @@ class Sgd:
   rules: tuple[Rule, ...] = (Rule(".*"),)  # the first that matches counts; every parameter must be covered
   clip_norm: float | None = None  # of the whole gradient, frozen parameters not counted
   accumulate: int = 1
-  ema: float | None = None  # decay of the moving average of the parameters, which is then what is evaluated
+  ema: float | None = None  # decay of the moving average of the parameters
   losses: tuple[str, ...] | None = None  # the terms that count; None: all
   model: tuple[tuple[str, Any], ...] = ()  # (path, value): what is different in the model that this stage trains
 

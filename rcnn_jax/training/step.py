@@ -16,6 +16,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from rcnn_jax.experiment import override
+from rcnn_jax.models.layers import FROZEN
 from rcnn_jax.ops import random
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import optim
@@ -112,20 +113,29 @@ def make_train_step(
 
 def _gradients(model, stage, state, batch, key) -> tuple[dict, dict, Metrics]:
   """Gradients (flat, of the trainable parameters), the new batch statistics, the loss and its terms."""
-  trainable, frozen = partition(state.params, optim.resolve(stage.rules, state.params))
+  rules = optim.resolve(stage.rules, state.params)
+  trainable, frozen = partition(state.params, rules)
+  norms = optim.frozen_norms(rules, state.batch_stats)
+  fixed = {"batch_stats": state.batch_stats, FROZEN: optim.unflatten({f"{norm}/norm": True for norm in norms})}
 
   def loss(trainable):
     variables = {"params": optim.unflatten(trainable | frozen)}
     if not state.batch_stats:
       terms, updated = model.apply(variables, batch, key, method="losses"), {}
     else:
-      variables |= {"batch_stats": state.batch_stats}
-      terms, updated = model.apply(variables, batch, key, method="losses", mutable=["batch_stats"])
+      terms, updated = model.apply(variables | fixed, batch, key, method="losses", mutable=["batch_stats"])
     terms = counted(terms, stage.losses)
     return sum(terms.values()), (terms, updated.get("batch_stats", state.batch_stats))
 
   (total, (terms, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
+  batch_stats = _kept(norms, state.batch_stats, batch_stats)
   return gradients, batch_stats, {"loss": total} | {f"loss/{name}": term for name, term in terms.items()}
+
+
+def _kept(norms: set[str], before: dict, after: dict) -> dict:
+  """The statistics `after` a step, but those of these norms as `before`: whatever layer they belong to."""
+  before, after = optim.flatten(before), optim.flatten(after)
+  return optim.unflatten({path: (before if path.rpartition("/")[0] in norms else after)[path] for path in after})
 
 
 def counted(terms: dict[str, Array], names: tuple[str, ...] | None) -> dict[str, Array]:

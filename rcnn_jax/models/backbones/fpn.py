@@ -5,7 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax.numpy as jnp
 
-from rcnn_jax.models.layers import Conv, norm
+from rcnn_jax.models.layers import Conv, Norm, norm
 from rcnn_jax.types import Array
 
 xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -17,7 +17,7 @@ class Fpn(nn.Module):
   bottom_up: nn.Module
   channels: int = 256
   extra_level: bool = True
-  norm: str | None = None  # after each convolution: 'batch' or 'group'; None: biases instead
+  norm: Norm | None = None  # after each convolution; None: biases instead
 
   @property
   def strides(self) -> tuple[int, ...]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 
-from rcnn_jax.models.layers import Conv, max_pool, norm
+from rcnn_jax.models.layers import Conv, Norm, max_pool, norm
 from rcnn_jax.types import Array
 
+Depth = Literal[18, 34, 50, 101]
 # Blocks a stage, and whether a block is a bottleneck.
 DEPTHS = {18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True), 101: ((3, 4, 23, 3), True)}
 
@@ -18,7 +21,7 @@ class Block(nn.Module):
   bottleneck: bool
   stride: int = 1
   dilation: int = 1
-  norm: str = "frozen"
+  norm: Norm = "frozen"
   norm_epsilon: float = 1e-5
   stride_in_1x1: bool = False
 
@@ -48,11 +51,11 @@ class Block(nn.Module):
 class Stage(nn.Module):
   """One of a ResNet's four stages, conv2_x to conv5_x in the paper, layer1 to layer4 in torchvision."""
 
-  depth: int
+  depth: Depth
   index: int  # 1..4
   stride: int
   dilation: int = 1
-  norm: str = "frozen"
+  norm: Norm = "frozen"
   norm_epsilon: float = 1e-5
   stride_in_1x1: bool = False
 
@@ -75,9 +78,9 @@ class ResNet(nn.Module):
   built. `norm` is 'frozen' (fixed statistics and affine), 'batch' (trainable, synchronised) or 'group'.
   """
 
-  depth: int = 50
-  levels: tuple[int, ...] = (2, 3, 4, 5)
-  norm: str = "frozen"
+  depth: Depth = 50
+  levels: tuple[Literal[2, 3, 4, 5], ...] = (2, 3, 4, 5)
+  norm: Norm = "frozen"
   norm_epsilon: float = 1e-5  # the weights' own: torchvision's first detectors have 0
   dilate_c5: bool = False  # DC5: stage 5 keeps stride 16 and is dilated instead, its first block too (Detectron2)
   stride_in_1x1: bool = False  # a bottleneck's; True: MSRA's ResNets, from which Detectron2 starts

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -35,7 +37,7 @@ class SqueezeNet(nn.Module):
   looks at stride * j, as a ResNet's does. The weights fit both.
   """
 
-  levels: tuple[int, ...] = (9,)
+  levels: tuple[Literal[3, 5, 9], ...] = (9,)
   padded: bool = False
   pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
   pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 
-from rcnn_jax.models.layers import Conv, max_pool, norm
+from rcnn_jax.models.layers import Conv, Norm, max_pool, norm
 from rcnn_jax.types import Array
 
 # (convolutions, channels) of conv1_x to conv5_x.
@@ -20,7 +20,7 @@ class Vgg16(nn.Module):
   `norm` is None, 'frozen' (fixed statistics and affine), 'batch' (trainable, synchronised) or 'group'.
   """
 
-  norm: str | None = None
+  norm: Norm | None = None
   pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
   pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
