@@ -5,29 +5,36 @@
 FILE is what torch.save wrote (.pth, .pt; PyTorch is not needed, and no code in it is run), Detectron2's .pkl, or
 .safetensors. Every parameter of either side must have its counterpart of the same shape. The classes are those of the
 experiment's evaluation data where these are at hand, else the file's own labels.
+
+No file holds the epsilon of its batch norms. Where something else in it tells that, the run's experiment gets it, and
+a line says so; where nothing does, a warning asks whether the experiment's is right (--set=...norm_epsilon=1e-5).
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
 import shutil
+from collections.abc import Collection
 from typing import Any
 
 import jax
 from absl import flags
 
 from launch import flags as launch_flags
+from rcnn_jax import experiment as experiments
 from rcnn_jax.data import pipeline
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models import detector
 from rcnn_jax.training import checkpoint
-from rcnn_jax.weights import detectron2, files, labels, torchvision
+from rcnn_jax.weights import detectron2, files, labels, norms, torchvision
 from rcnn_jax.weights.errors import WeightsError
 from rcnn_jax.weights.library import Library, Tensors
 
 FLAGS = flags.FLAGS
+LOG = logging.getLogger("rcnn_jax")
 LIBRARIES = {"torchvision": torchvision.LIBRARY, "detectron2": detectron2.LIBRARY}
 
 
@@ -46,7 +53,9 @@ def main(argv: list[str]) -> None:
   """Imports, and says what has become of what."""
   del argv
   library = LIBRARIES.get(FLAGS.source)
-  print(import_run(launch_flags.chosen_experiment(), FLAGS.weights, pathlib.Path(FLAGS.workdir), FLAGS.skip, library))
+  chosen = {assignment.partition("=")[0].strip() for assignment in FLAGS.set}
+  experiment, workdir = launch_flags.chosen_experiment(), pathlib.Path(FLAGS.workdir)
+  print(import_run(experiment, FLAGS.weights, workdir, FLAGS.skip, library, chosen))
 
 
 def import_run(
@@ -55,10 +64,12 @@ def import_run(
   workdir: pathlib.Path,
   skip: str | None = None,
   library: Library | None = None,
+  chosen: Collection[str] = (),
 ) -> str:
-  """Makes `workdir` a run of the experiment with the weights of a file; returns a line that says so.
+  """Makes `workdir` a run of the experiment with the weights of a file; returns what is to be said of it, in lines.
 
-  Where the library is not given, the names in the file tell it.
+  Where the library is not given, the names in the file tell it. `chosen` are the paths of the experiment whose values
+  stay, whatever the file tells.
 
   Raises:
     WeightsError: the file or something in it does not fit, or `workdir` is not empty; nothing has been written.
@@ -68,6 +79,7 @@ def import_run(
   tensors = files.read(weights)
   try:
     library = library or library_of(tensors)
+    experiment, remark = with_epsilon(experiment, library, tensors, weights, chosen)
     categories, keypoints, origin = classes(experiment, library.num_classes(tensors))
     model = experiment.model.met_with(categories, keypoints)
     variables = imported(experiment, model, tensors, skip, library)
@@ -75,7 +87,34 @@ def import_run(
     raise WeightsError(f"{weights}: {error}") from error
   write(workdir, experiment, categories, keypoints, variables)
   count = sum(leaf.size for leaf in jax.tree.leaves(variables))
-  return f"{count:,} numbers imported into {workdir}; {len(categories)} classes, {origin}"
+  return f"{remark}{count:,} numbers imported into {workdir}; {len(categories)} classes, {origin}"
+
+
+def with_epsilon(
+  experiment: Experiment, library: Library, tensors: Tensors, weights: str, chosen: Collection[str]
+) -> tuple[Experiment, str]:
+  """(the experiment with the epsilon of the file's batch norms, a line that says what has changed or '').
+
+  Warns where the file does not tell the epsilon and the experiment's is that of published weights alone.
+  """
+  own = {path: value for path, value in experiments.flatten(experiment).items() if path.endswith(".norm_epsilon")}
+  own = {path: value for path, value in own.items() if path.startswith("model.backbone.") and path not in chosen}
+  differing = [path for path, value in own.items() if value != norms.EPSILON]
+  if not own:
+    return experiment, ""
+  told = norms.told(library, tensors, weights)
+  if told is None:
+    for path in differing:
+      LOG.warning(
+        "%s: nothing tells the epsilon of its batch norms. %s stays %s, that of torchvision's published weights and "
+        "of what was fine-tuned from them; is it a detector built without them, import it with --set=%s=%s",
+        *(weights, path, own[path], path, norms.EPSILON),
+      )
+    return experiment, ""
+  epsilon, sign = told
+  changes = {path: epsilon for path, value in own.items() if value != epsilon}
+  remark = "".join(f"{path} = {epsilon} instead of {own[path]}: the file holds {sign}\n" for path in changes)
+  return experiment.override(changes), remark
 
 
 def library_of(tensors: Tensors) -> Library:

@@ -6,6 +6,7 @@ import functools
 import json
 import pathlib
 import re
+import shutil
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from rcnn_jax.models.detector import init_variables
 from rcnn_jax.models.heads import KeypointHead, MaskHead
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.training import checkpoint
-from rcnn_jax.weights import labels, torchvision
+from rcnn_jax.weights import labels, norms, torchvision
 from rcnn_jax.weights.errors import WeightsError
 from tests.parity import assert_equal, numbered, shapes_of
 
@@ -252,6 +253,59 @@ def test_the_classes_are_those_of_the_data_where_there_are_data(tmp_path):
 def test_an_experiment_of_another_number_of_classes_is_refused(tmp_path):
   with pytest.raises(WeightsError, match=r"weights\.safetensors: .*cls_score\.bias is \(3,\), the model has \(91,\)"):
     import_run(small().override({"model.num_classes": 90}), weights_file(tmp_path), tmp_path / "run")
+
+
+EPSILON = "model.backbone.bottom_up.norm_epsilon"
+COUNTERS = {
+  f"{name.removesuffix('running_var')}num_batches_tracked": np.array(7)
+  for name in json.loads(NAMES.read_text())["fasterrcnn_resnet18_fpn"]
+  if name.endswith("running_var")
+}
+
+
+def imported_epsilon(tmp_path, counters=(), experiment=None, chosen=()) -> tuple[float, str]:
+  """(the epsilon of the run, what the import said)."""
+  weights = weights_file(tmp_path, dict(counters))
+  line = import_run(experiment or small(), weights, tmp_path / "run", chosen=chosen)
+  return checkpoint.load_run(str(tmp_path / "run")).experiment.model.backbone.bottom_up.norm_epsilon, line
+
+
+def test_norms_that_count_their_batches_have_pytorchs_epsilon(tmp_path, caplog):
+  """torchvision's detectors without published weights; with the experiment's 0, none of 323 detections agreed."""
+  assert small().model.backbone.bottom_up.norm_epsilon == 0
+  epsilon, line = imported_epsilon(tmp_path, COUNTERS)
+  assert epsilon == 1e-5
+  assert line.splitlines()[0] == (
+    f"{EPSILON} = 1e-05 instead of 0.0: the file holds PyTorch's batch norms, by their num_batches_tracked"
+  )
+  assert not caplog.records
+
+
+def test_an_epsilon_that_nothing_tells_is_asked_for_in_one_line(tmp_path, caplog):
+  of_pyramid = {"backbone.fpn.inner_blocks.0.1.num_batches_tracked": np.array(7)}  # the body's norms may be others
+  for counters in ({}, of_pyramid):
+    caplog.clear()
+    shutil.rmtree(tmp_path / "run", ignore_errors=True)
+    assert imported_epsilon(tmp_path, counters)[0] == 0
+    (record,) = caplog.records
+    assert f"weights.safetensors: nothing tells the epsilon of its batch norms. {EPSILON} stays 0.0" in record.message
+    assert record.message.endswith(f"--set={EPSILON}=1e-05") and "\n" not in record.message
+
+
+def test_an_epsilon_that_is_asked_for_stays(tmp_path, caplog):
+  epsilon, line = imported_epsilon(tmp_path, COUNTERS, chosen=[EPSILON])
+  assert epsilon == 0 and line.count("\n") == 0 and not caplog.records
+
+
+def test_an_experiment_with_pytorchs_epsilon_asks_for_nothing(tmp_path, caplog):
+  epsilon, line = imported_epsilon(tmp_path, experiment=small().override({EPSILON: 1e-5}))
+  assert epsilon == 1e-5 and line.count("\n") == 0 and not caplog.records
+
+
+def test_published_weights_are_known_by_their_checksum(tmp_path, caplog, monkeypatch):
+  monkeypatch.setattr(norms, "PUBLISHED", (norms.digest(weights_file(tmp_path))[:8],))
+  epsilon, line = imported_epsilon(tmp_path, experiment=small().override({EPSILON: 1e-5}))
+  assert epsilon == 0 and "torchvision's published weights" in line and not caplog.records
 
 
 @pytest.mark.parametrize("fault", ["misfit", "no detector", "full disk"])
