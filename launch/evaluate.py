@@ -13,6 +13,7 @@ from absl import flags
 
 from launch import flags as launch_flags
 from rcnn_jax.evaluation import evaluate, report
+from rcnn_jax.evaluation.limits import warn_of_few_detections
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.checkpoint import Run
 
@@ -43,6 +44,7 @@ def evaluate_run(run: Run, outdir: pathlib.Path) -> dict[str, float | None]:
   experiment = run.experiment
   source = experiment.data.eval.open()
   evaluate.check_categories(run.categories, source.categories)
+  warn_of_few_detections(experiment.model, experiment.evaluation, source)
   model = experiment.model.met_with(run.categories, run.keypoints)
   mesh = meshes.data_mesh()
   return evaluate.evaluate(model, run.variables, experiment.data, source, outdir, experiment.evaluation, mesh)

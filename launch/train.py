@@ -21,6 +21,7 @@ from launch import flags as launch_flags
 from rcnn_jax.data import loader, pipeline
 from rcnn_jax.evaluation import report
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
+from rcnn_jax.evaluation.limits import warn_of_few_detections
 from rcnn_jax.experiment import Experiment, ExperimentError, override
 from rcnn_jax.models import detector
 from rcnn_jax.models.proposers import External, ProposalError
@@ -73,6 +74,7 @@ def train(
   check_parts(experiment)
   check_proposals(experiment, source, eval_source)
   epoch = loader.training_epoch(experiment.data, source)
+  warn_of_few_detections(experiment.model, experiment.evaluation, eval_source)
   loop.plan(experiment.stages, epoch.num_steps)
   loop.evaluation_interval(experiment.evaluation, epoch.num_steps)
   checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints)

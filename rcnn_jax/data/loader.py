@@ -148,6 +148,8 @@ class EvalBatches:
 def training_epoch(data: Data, source: Source, batch_size: int | None = None) -> Epoch:
   """What is trained on in one epoch. Lengths of trainings that are given in epochs are measured by its `num_steps`.
 
+  Logs one line where no image has an object to train on.
+
   Raises:
     DataError: no images, masks or keypoints asked for and absent.
   """
@@ -158,7 +160,9 @@ def training_epoch(data: Data, source: Source, batch_size: int | None = None) ->
   if data.load_keypoints:
     chosen &= found.num_keypoints >= data.min_keypoints
   if not chosen.any():
-    raise DataError("no images to train on")
+    raise DataError(f"no images to train on: {_why_none(data, found)}")
+  if found.untrainable is not None:
+    logger.warning("the training data: %s", found.untrainable)
   groups = _by_canvas(data, found.sizes, np.flatnonzero(chosen).tolist(), train=True)
   _warn_of_many(data, groups)
   return Epoch(
@@ -237,6 +241,15 @@ def _by_canvas(
   for index in indices:
     groups.setdefault(canvas_of(sizes[index]), []).append(index)
   return groups
+
+
+def _why_none(data: Data, found: pipeline.Survey) -> str:
+  if not found.sizes:
+    return "the data set is empty"
+  if data.load_keypoints and found.num_keypoints.max() < data.min_keypoints:
+    most = int(found.num_keypoints.max())
+    return f"data.min_keypoints is {data.min_keypoints}, and no image has more than {most} labelled joints"
+  return found.untrainable or "data.skip_empty and data.min_keypoints leave out every image"
 
 
 def _warn_of_many(data: Data, canvases: Iterable[tuple[int, int]]) -> None:

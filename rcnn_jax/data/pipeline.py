@@ -14,7 +14,15 @@ from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.images import size_problem
 from rcnn_jax.data.proposals import Regions, StoredProposals
 from rcnn_jax.data.selective_search import SelectiveSearch
-from rcnn_jax.data.source import Annotations, Source, clean, overview, require_masks, unfollowed_orientation
+from rcnn_jax.data.source import (
+  Annotations,
+  Source,
+  clean,
+  overview,
+  require_masks,
+  unfollowed_orientation,
+  untrainable,
+)
 from rcnn_jax.types import Batch, GroundTruth, Proposals
 
 logger = logging.getLogger(__name__)
@@ -59,6 +67,7 @@ class Survey:
   num_trainable: np.ndarray  # i32[n], objects that are neither faulty nor crowds
   num_keypoints: np.ndarray  # i32[n], labelled joints of these
   max_objects: int
+  untrainable: str | None = None  # why there is nothing to train on, if so
 
 
 def survey(data: Data, source: Source) -> Survey:
@@ -81,7 +90,7 @@ def survey(data: Data, source: Source) -> Survey:
     total = int((found.num_objects[excess] - max_objects).sum())
     logger.warning("objects beyond max_objects=%d dropped: %d (first: %s)", max_objects, total, name)
   sizes = tuple((height, width) for height, width in found.sizes.tolist())
-  return Survey(sizes, found.num_trainable, found.num_keypoints, int(max_objects))
+  return Survey(sizes, found.num_trainable, found.num_keypoints, int(max_objects), untrainable(found))
 
 
 def canvas_of(size: tuple[int, int], data: Data, train: bool = False) -> tuple[int, int]:

@@ -147,6 +147,22 @@ def unfollowed_orientation(source: Source, index: int) -> int:
   return 1 if own is None else own(index)
 
 
+def untrainable(found: Overview) -> str | None:
+  """Why no detector learns anything from a data set, in one line; None where there is an object to train on."""
+  if found.num_trainable.any():
+    return None
+  crowds, faulty = int(found.num_objects.sum()), found.num_faulty
+  if not crowds + faulty:
+    why = f"none of the {len(found.sizes)} images has an object"
+  elif not faulty:
+    why = f"all {crowds} objects are crowds"
+  elif not crowds:
+    why = f"all {faulty} objects are faulty (first: {found.first_fault})"
+  else:
+    why = f"all {crowds + faulty} objects are crowds ({crowds}) or faulty ({faulty}; first: {found.first_fault})"
+  return f"no image has an object to train on: {why}"
+
+
 def concatenate(overviews: Sequence[Overview]) -> Overview:
   """The overview of several sources as one, in their order; of at least one."""
   arrays = ("sizes", "num_objects", "num_trainable", "num_keypoints")

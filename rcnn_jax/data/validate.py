@@ -7,7 +7,7 @@ from typing import Any
 
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.images import size_problem
-from rcnn_jax.data.source import Source, object_faults, unfollowed_orientation
+from rcnn_jax.data.source import Source, object_faults, overview, unfollowed_orientation, untrainable
 
 
 def faults(spec: Any) -> Iterator[str]:
@@ -16,7 +16,7 @@ def faults(spec: Any) -> Iterator[str]:
   Found are: missing folders, files and splits; annotation files that cannot be parsed; ids that are unknown or
   stand twice; degenerate boxes; missing, empty and corrupt masks; too few or too many joints; images that are
   missing, truncated, no images, or of another size than their annotations say, or whose EXIF orientation is not
-  followed.
+  followed; and that all objects are crowds, or that there are none.
   """
   try:
     source = spec.open(strict=False)
@@ -26,6 +26,10 @@ def faults(spec: Any) -> Iterator[str]:
   yield from (str(fault) for fault in source.faults)
   for index in range(len(source)):
     yield from _image_faults(source, index)
+  found = overview(source, masks=False)
+  nothing = untrainable(found)
+  if nothing is not None and not found.num_faulty:  # faulty objects have been named one by one
+    yield nothing
 
 
 def _image_faults(source: Source, index: int) -> Iterator[str]:
