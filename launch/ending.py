@@ -57,22 +57,18 @@ def silence(error: BaseException) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def in_one_line() -> None:
-  """Errors of threads, and those that Python cannot raise, are told in a line each, and no name fails to be printed."""
+def without_tracebacks() -> list[BaseException]:
+  """From here on no error of a thread prints its traceback, and any name can be printed.
+
+  Returns:
+    The list to which such errors are added. Most of them are also raised where the thread's work is waited for.
+  """
   for stream in (sys.stdout, sys.stderr):
     stream.reconfigure(errors="backslashreplace")
-  threading.excepthook = lambda raised: _warn(raised.exc_value)
-  sys.unraisablehook = lambda raised: _warn(raised.exc_value)
-
-
-def say_no_more() -> None:
-  """The reason has been given: what still fails while the command ends is its consequence."""
-  threading.excepthook = sys.unraisablehook = lambda raised: None
-
-
-def _warn(error: BaseException | None) -> None:
-  if error is not None and not isinstance(error, SystemExit) and sys.stderr is not None:
-    print(f"warning: in the background: {reason_of(error)}", file=sys.stderr, flush=True)
+  raised: list[BaseException] = []
+  threading.excepthook = lambda failed: raised.append(failed.exc_value)
+  sys.unraisablehook = lambda failed: None  # raised by what is being thrown away
+  return raised
 
 
 def _of_the_system(error: OSError, folder: str | None) -> str:

@@ -174,11 +174,14 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> 
 
   def guarded(argv: list[str]) -> None:
     _set_up_logging()
+    in_threads = [] if FLAGS.debug else ending.without_tracebacks()
     if len(argv) > 1:
       _end(f"unexpected argument {argv[1]!r}; every option is --name=value", 2)
     try:
       main(argv)
       sys.stdout.flush()
+      for error in in_threads:
+        print(f"warning: in the background: {ending.reason_of(error, _folder())}", file=sys.stderr)
     except (Exception, KeyboardInterrupt) as error:
       if FLAGS.debug:
         raise
@@ -212,8 +215,6 @@ def _set_up_logging() -> None:
 
   What libraries log of an error, in whole tracebacks, they raise as well.
   """
-  if not FLAGS.debug:
-    ending.in_one_line()
   if not FLAGS["verbosity"].present:
     absl_logging.set_verbosity(absl_logging.ERROR if FLAGS.debug else absl_logging.FATAL)
   handler = logging.StreamHandler(sys.stderr)
@@ -225,8 +226,6 @@ def _set_up_logging() -> None:
 
 
 def _end(reason: str, status: int) -> None:
-  """Says why the command ends, and nothing more: threads may fail while it does."""
-  ending.say_no_more()
   if reason:
     print(reason if status >= 128 else f"error: {reason}", file=sys.stderr, flush=True)
   sys.exit(status)

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import pathlib
 import statistics
+import sys
 import zlib
 from collections.abc import Callable
 from typing import IO, Any
@@ -31,7 +32,7 @@ from rcnn_jax.data.source import Source
 from rcnn_jax.evaluation import ladder, plots, report
 from rcnn_jax.evaluation.ladder import Rung
 from rcnn_jax.experiment import Experiment
-from rcnn_jax.files import write_json, write_text
+from rcnn_jax.files import FileError, read_json, write_json, write_text
 from rcnn_jax.models.backbones.scales import Scales
 from rcnn_jax.models.crops import CropNetwork
 from rcnn_jax.training import checkpoint, loop
@@ -176,7 +177,7 @@ def carried_out(climb: Climb, lock: IO) -> str | None:
     print(f"{climb.label}: finished, in {climb.workdir}", flush=True)
     return None
   folders = climb.experiment.data.proposals or ()
-  if not all(pathlib.Path(folder).exists() for folder in folders):
+  if not all(pathlib.Path(folder).expanduser().exists() for folder in folders):
     print(f"{climb.label}: proposals", flush=True)
     if reason := failure(climb, lock, "prepare_data"):
       return reason
@@ -197,8 +198,7 @@ def failure(climb: Climb, lock: IO, command: str, *options: str) -> str | None:
 def write(climbs: list[Climb], settings: Settings) -> None:
   """Times the finished rungs if need be; writes and prints what there is to say of them."""
   workdir, path = settings.workdir, settings.workdir / "ladder.json"
-  past = json.loads(path.read_text()) if path.exists() else {}
-  timing = timing_of(climbs, past.get("timing", {}), settings)
+  timing = timing_of(climbs, past_timing(path), settings)
   rungs = [described(climb, timing["seconds"][climb.experiment.name]) for climb in climbs]
   text = "\n".join([ladder.table(rungs), "", *ladder.comparisons(rungs), *circumstances(timing)])
   written = {"rungs": [ladder.as_json(rung) for rung in rungs], "proposals": settings_of(climbs), "timing": timing}
@@ -207,6 +207,16 @@ def write(climbs: list[Climb], settings: Settings) -> None:
   points = [(rung.label, rung.seconds, rung.metrics["AP50"] or 0.0) for rung in rungs]
   plots.trade_off_figure(points, "What each generation brought").savefig(workdir / "ladder.png")
   print(f"\n{text}\n\nwritten: {workdir}/table.txt, ladder.json, ladder.png", flush=True)
+
+
+def past_timing(path: pathlib.Path) -> dict[str, Any]:
+  """The timing that an earlier ladder.json holds; nothing where there is none, or none that could be read."""
+  try:
+    written = read_json(path) if path.exists() else {}
+    return dict(written.get("timing", {}))
+  except (FileError, AttributeError, TypeError, ValueError) as error:
+    print(f"warning: {path}: no ladder ({error}); the rungs are timed again", file=sys.stderr)
+    return {}
 
 
 def timing_of(climbs: list[Climb], past: dict[str, Any], settings: Settings) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def data_sets(data: Data) -> list[tuple[pathlib.Path, Any, Source]]:
   if FLAGS.output is not None:
     folders = (pathlib.Path(FLAGS.output, "train"), pathlib.Path(FLAGS.output, "eval"))
   elif data.proposals is not None:
-    folders = tuple(pathlib.Path(folder) for folder in data.proposals)
+    folders = tuple(pathlib.Path(folder).expanduser() for folder in data.proposals)
   else:
     raise app.UsageError("--output is missing, and the experiment names no folders either (data.proposals)")
   return [(folder, spec, spec.open()) for folder, spec in zip(folders, (data.train, data.eval))]

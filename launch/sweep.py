@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import logging
 import pathlib
 import signal
 from collections.abc import Callable
@@ -25,12 +25,14 @@ from launch import apart, evaluate, train
 from launch import flags as launch_flags
 from rcnn_jax import sweep as sweeps
 from rcnn_jax.experiment import Experiment, ExperimentError, diff, from_json, to_json
-from rcnn_jax.files import write_json
+from rcnn_jax.files import FileError, read_json, write_json
 from rcnn_jax.sweep import Sweep
 from rcnn_jax.training import checkpoint, log, loop
 from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training.claim import same_results
 
 FLAGS = flags.FLAGS
+logger = logging.getLogger(f"rcnn_jax.{__name__}")  # whose warnings are shown
 
 
 class SweepError(RuntimeError):
@@ -118,14 +120,21 @@ def run_one(sweep: Sweep, workdir: pathlib.Path, name: str) -> None:
 
 
 def result_of(folder: pathlib.Path, experiment: Experiment) -> dict[str, float | None] | None:
-  """The metrics of a trial; None unless it was finished with this very experiment."""
+  """The metrics of a trial; None unless it was finished with this very experiment.
+
+  What no result depends on may be different. A file that cannot be read is named in a warning, and counts for none.
+  """
   path = folder / "trial.json"
   if not path.exists():
     return None
-  result = json.loads(path.read_text())
   try:
-    return result["metrics"] if from_json(result["experiment"]) == experiment else None
+    result = read_json(path)
+    metrics, trained = result["metrics"], from_json(result["experiment"])
+    return metrics if isinstance(metrics, dict) and same_results(trained, experiment) else None
   except ExperimentError:  # written before its values were what they are now
+    return None
+  except (FileError, KeyError, TypeError) as error:
+    logger.warning("%s: no result of a trial (%s); it is done again", path, error)
     return None
 
 

@@ -19,6 +19,7 @@ from absl import flags
 
 from launch import flags as launch_flags
 from rcnn_jax.data import loader, pipeline
+from rcnn_jax.data.fingerprint import fingerprint, of_file
 from rcnn_jax.evaluation import report
 from rcnn_jax.evaluation.evaluate import check_categories, evaluate
 from rcnn_jax.evaluation.limits import warn_of_few_detections
@@ -72,12 +73,17 @@ def train(
   source, eval_source = experiment.data.train.open(), experiment.data.eval.open()
   check_categories(source.categories, eval_source.categories)
   check_parts(experiment)
-  check_proposals(experiment, source, eval_source)
+  proposals = checked_proposals(experiment, source, eval_source)
   epoch = loader.training_epoch(experiment.data, source)
   warn_of_few_detections(experiment.model, experiment.evaluation, eval_source)
   loop.plan(experiment.stages, epoch.num_steps)
   loop.evaluation_interval(experiment.evaluation, epoch.num_steps)
-  checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints)
+  fingerprints = {
+    "train": fingerprint(source, proposals[0]),
+    "eval": fingerprint(eval_source, proposals[1]),
+    "init": experiment.init and of_file(os.path.expanduser(experiment.init.path)),
+  }
+  checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints, fingerprints)
   model = experiment.model.met_with(source.categories, source.keypoints)
   latest = checkpoint.latest_step(workdir)
   if latest is not None:  # step 0 is what import_weights wrote: to be trained from, where later steps are resumed
@@ -126,12 +132,15 @@ def check_losses(experiment: Experiment, model: nn.Module, variables: dict) -> N
       counted(jax.eval_shape(losses, variables, batch, jax.random.key(0))[0], stage.losses)
 
 
-def check_proposals(experiment: Experiment, source: Any, eval_source: Any) -> None:
-  """Raises DataError or ProposalError, before anything is written, unless the model has the proposals it needs."""
+def checked_proposals(experiment: Experiment, source: Any, eval_source: Any) -> tuple[Any, Any]:
+  """The opened proposals for training and for evaluation, None where the model makes its own.
+
+  Raises DataError or ProposalError, before anything is written, unless the model has the proposals it needs.
+  """
   if experiment.data.proposals is None and isinstance(experiment.model.proposer, External):
     raise ProposalError
-  for which, opened in enumerate((source, eval_source)):
-    loader.open_proposals(experiment.data, opened, which)
+  opened = enumerate((source, eval_source))
+  return tuple(loader.open_proposals(experiment.data, data_set, which) for which, data_set in opened)
 
 
 def initial_variables(
@@ -143,13 +152,19 @@ def initial_variables(
   if pretrained and experiment.init is not None:
     variables = experiment.init.load(variables)
   if init_from:
-    folder, _, which = init_from.partition("@")
-    other = checkpoint.load_run(folder, which or "best")
+    other = checkpoint.load_run(*folder_and_checkpoint(init_from))
     try:
       variables = checkpoint.take_params(variables, other.variables, skip)
     except checkpoint.CheckpointError as error:
       raise checkpoint.CheckpointError(f"{init_from}: {error} (--init_from_skip=REGEX leaves some out)") from error
   return variables
+
+
+def folder_and_checkpoint(text: str) -> tuple[str, str]:
+  """('DIR', 'STEP') of 'DIR@STEP', and ('DIR', 'best') of 'DIR', in which there may be an @ as well."""
+  folder, at, which = text.rpartition("@")
+  named = at and os.path.isdir(folder) and not os.path.isdir(text)
+  return (folder, which) if named else (text, "best")
 
 
 def batches(experiment: Experiment, source: Any, epoch: loader.Epoch, num_steps: int) -> Iterator[Any]:

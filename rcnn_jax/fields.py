@@ -1,4 +1,4 @@
-"""What may stand in a field of an experiment: values by type hint, the command line's text, errors that say what fits.
+"""What may stand in a field of an experiment: values by type hint, text of the command line, and what fits instead.
 
 A hint that leaves open what fits (`Any`) is read together with the value that stands there: a part of an experiment
 may only be replaced by a part of its kind.
@@ -22,7 +22,8 @@ from typing import Any
 
 import flax.linen as nn
 
-WORDS = {"none": None, "null": None, "true": True, "false": False, "inf": math.inf, "+inf": math.inf, "-inf": -math.inf}
+WORDS = {"none": None, "null": None, "true": True, "false": False}
+WORDS |= {"inf": math.inf, "+inf": math.inf, "-inf": -math.inf}
 LARGEST = 2**53  # up to which every whole number is a float of its own
 
 
@@ -93,7 +94,7 @@ def checked(value: Any, hint: Any, path: str, present: Any = None) -> Any:
 
 
 def _readings(text: str) -> tuple[Any, ...]:
-  """What a word of the command line may mean, most literal first: a plain Python literal, none/true/false, the text."""
+  """What a word of the command line may mean, most literal first: a plain literal, none/true/false, the text."""
   if not text:
     return ()
   if text.lower() in WORDS:

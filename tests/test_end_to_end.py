@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,23 @@ def test_bad_input_ends_with_one_line_that_names_it(undisturbed, name, arguments
   ended = command(name, f"--workdir={folder}/whole", *(argument.format(folder=folder) for argument in arguments))
   assert ended.returncode == 1 and ended.stdout == ""
   assert ended.stderr.startswith("error: ") and ended.stderr.count("\n") == 1 and message in ended.stderr
+
+
+def test_a_run_goes_on_where_its_data_have_moved_to_and_not_with_others(undisturbed):
+  folder = undisturbed
+  shutil.copytree(folder / "whole", folder / "of moved data")
+  shutil.copytree(folder / "data", folder / "moved")
+  options = [f"--experiment={folder}/killed.py", f"--workdir={folder}/of moved data", "--set=evaluation.pictures=3"]
+  moved = [f"--set=data.{which}.data_dir={folder}/moved" for which in ("train", "eval")]
+  ended = command("train", *options, *moved)
+  assert (ended.returncode, ended.stderr) == (0, "") and "resuming at step 24 of 24" in ended.stdout
+  form = json.loads((folder / "of moved data" / "experiment.json").read_text())
+  assert form["experiment"]["data"]["train"]["data_dir"] == f"{folder}/moved"
+  assert form["fingerprints"]["train"]["images"] == 24
+  other = command("train", *options, *moved, "--set=data.train.split=eval")
+  assert other.returncode == 1 and other.stderr.count("\n") == 1
+  assert "data.train.split: 'train' there, 'eval' asked for" in other.stderr
+  assert "what is there is not the same (24 images until now, 6 now" in other.stderr
 
 
 def test_help_lists_the_options_that_commands_share():

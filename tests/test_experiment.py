@@ -131,7 +131,7 @@ OWN = BASE.override({"model.backbone": Own()})
 @pytest.mark.parametrize(
   "text, message",
   [
-    ("data=foo", "data: expected a value like Data(...), got 'foo' (str); another part is put there by an experiment"),
+    ("data=foo", "data: expected a value like Data(...), got 'foo' (str); another part is put there by"),
     ("data=none", "data: expected a value like Data(...), got 'none' (NoneType)"),
     ("stages.0=foo", "stages.0: expected a value like Sgd(...), CopyParameters, FitBoxRegression, FitSvms, Reset"),
     ("stages=(1,2)", "stages: expected a tuple, each a value like Sgd(...), "),
@@ -176,7 +176,9 @@ def test_a_check_of_a_part_itself_is_told_with_its_path():
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from(list(experiments.flatten(BASE))), st.text() | st.sampled_from(["1", "none", "(1,)", "1e3", "'a'"]))
+@given(
+  st.sampled_from(list(experiments.flatten(BASE))), st.text() | st.sampled_from(["1", "none", "(1,)", "1e3", "'a'"])
+)
 def test_whatever_is_set_is_refused_in_one_line_or_can_be_written_down(path, text):
   try:
     changed = BASE.set([f"{path}={text}"])

@@ -96,7 +96,7 @@ def write(
     head: of `header`.
     image_ids, regions: of each image, in the order of the data set.
   """
-  folder = pathlib.Path(folder)
+  folder = pathlib.Path(folder).expanduser()
   each = list(regions)
   arrays = {
     "boxes": np.concatenate([np.zeros((0, 4)), *(one.boxes for one in each)]).astype(np.float32),
@@ -121,7 +121,7 @@ def open_folder(folder: str | os.PathLike, spec: Any, source: Source, limit: int
     DataError: no such folder, a file of it is missing or damaged, or it was made by another version of the format
       or for another data set.
   """
-  stored = _open(str(folder), limit)
+  stored = _open(os.path.expanduser(folder), limit)
   theirs, ours = stored.settings["data"], fingerprint(spec, source)
   if {**theirs, "spec": None} != {**ours, "spec": None}:
     counts = f"({theirs['num_images']} images against {ours['num_images']})"
@@ -131,7 +131,7 @@ def open_folder(folder: str | os.PathLike, spec: Any, source: Source, limit: int
 
 def read_settings(folder: str | os.PathLike) -> dict[str, Any]:
   """The contents of a folder's settings.json. Raises DataError where it is not there, or of another version."""
-  path = pathlib.Path(folder, "settings.json")
+  path = pathlib.Path(folder, "settings.json").expanduser()
   if not path.is_file():
     raise DataError(f"{folder}: no proposals here (no settings.json); launch.prepare_data makes them")
   try:

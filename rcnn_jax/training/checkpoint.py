@@ -1,4 +1,4 @@
-"""A run's directory: experiment.json and checkpoints/, written, resumed from, and read by evaluation and prediction.
+"""A run's checkpoints: written, resumed from, and read by evaluation, prediction and further training.
 
 A checkpoint is one Orbax step directory with the items `variables` (params, batch_stats, ema_params), `optimizer`
 (step, opt_state, gradient_sum) and `host` (the state of the data iterator in each process, and the metrics of the
@@ -8,9 +8,12 @@ steps since the last row of metrics.jsonl).
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import json
 import pathlib
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,14 +23,26 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from rcnn_jax.experiment import Experiment, diff, from_json, to_json
-from rcnn_jax.files import write_json
+from rcnn_jax.experiment import Experiment
+from rcnn_jax.files import is_plain, plain_path
 from rcnn_jax.training import log, optim
+from rcnn_jax.training.claim import (  # noqa: F401: whoever works on a run's checkpoints has its experiment.json too
+  CheckpointError,
+  check_experiment,
+  folder_of_checkpoints,
+  latest_step,
+  read_experiment,
+  saved_steps,
+  write_experiment,
+)
 from rcnn_jax.training.step import TrainState
 
-
-class CheckpointError(RuntimeError):
-  """A run directory that cannot be used as asked."""
+# What the system says where it cannot write or read, in the midst of what Orbax and TensorStore say.
+OF_THE_SYSTEM = re.compile(
+  "no space left on device|disk quota exceeded|file too large|read-only file system|permission denied|"
+  "input/output error|too many open files|file name too long|is a directory|not a directory",
+  re.IGNORECASE,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,73 +54,6 @@ class Run:
   keypoints: Any | None
   variables: dict  # {'params', maybe 'batch_stats'}: the moving average where the run keeps one
   step: int
-
-
-# ---------------------------------------------------------------------------------------------- experiment.json
-
-
-def write_experiment(workdir: str, experiment: Experiment, categories: tuple, keypoints: Any | None = None) -> None:
-  """Claims a run directory for an experiment and the names of its classes, or finds them there already.
-
-  A directory in which nothing has been logged or saved yet holds nothing to protect: it is claimed anew.
-
-  Args:
-    workdir: the run's directory, made if need be.
-    experiment: what is to be trained there.
-    categories: the data's Category of each class, in class order.
-    keypoints: the data's KeypointNames, None where it has none.
-
-  Raises:
-    CheckpointError: if the directory holds another experiment, with the paths that differ.
-  """
-  parts = {"experiment": experiment, "categories": tuple(categories), "keypoints": keypoints}
-  form = {name: to_json(part, name) for name, part in parts.items()}
-  path = pathlib.Path(workdir, "experiment.json")
-  if _holds_training(workdir):
-    present = {name: _complete(part) for name, part in json.loads(path.read_text()).items()}
-    _refuse_another(path, present, form)
-  elif jax.process_index() == 0:
-    write_json(path, form, allow_nan=True)
-
-
-def check_experiment(workdir: str, experiment: Experiment) -> None:
-  """Raises CheckpointError where `write_experiment` would refuse the experiment, whatever its classes; no device."""
-  if _holds_training(workdir):
-    path = pathlib.Path(workdir, "experiment.json")
-    _refuse_another(path, _complete(json.loads(path.read_text())["experiment"]), to_json(experiment))
-
-
-def _holds_training(workdir: str) -> bool:
-  """Whether something has been logged or saved in the directory of an experiment."""
-  path = pathlib.Path(workdir, "experiment.json")
-  return path.exists() and (latest_step(workdir) is not None or bool(log.rows(workdir)))
-
-
-def _complete(form: Any) -> Any:
-  """A JSON form with the fields that its classes have gained since it was written, at their defaults."""
-  return to_json(from_json(form))
-
-
-def _refuse_another(path: pathlib.Path, present: dict, asked: dict) -> None:
-  differences = diff(present, asked)
-  if differences:
-    shown = "; ".join(f"{at}: {_short(a)} there, {_short(b)} asked for" for at, a, b in differences[:8])
-    more = f"; and {len(differences) - 8} more" if len(differences) > 8 else ""
-    raise CheckpointError(f"{path.parent} holds another experiment: {shown}{more}")
-
-
-def _short(value: Any) -> str:
-  text = value["class"].rpartition(":")[2] if isinstance(value, dict) and "class" in value else repr(value)
-  return text if len(text) <= 60 else text[:57] + "..."
-
-
-def read_experiment(workdir: str) -> tuple[Experiment, tuple, Any | None]:
-  """(experiment, categories, keypoints) of a run directory."""
-  path = pathlib.Path(workdir, "experiment.json")
-  if not path.exists():
-    raise CheckpointError(f"{workdir} is not a run directory: it has no experiment.json")
-  form = json.loads(path.read_text())
-  return tuple(from_json(form[name]) for name in ("experiment", "categories", "keypoints"))
 
 
 # ---------------------------------------------------------------------------------------------- saving and resuming
@@ -126,13 +74,21 @@ class _KeepLastAndBest(checkpoint_managers.PreservationPolicy):
 
 
 class CheckpointStore:
-  """The checkpoints of a run that is being trained: written beside the training, each whole or not at all."""
+  """The checkpoints of a run that is being trained: written beside the training, each whole or not at all.
+
+  Raises:
+    CheckpointError: from every method, where something cannot be written or read.
+  """
 
   def __init__(self, workdir: str, *, keep_last: int = 2, metric: str = "bbox/AP"):
     policy = _KeepLastAndBest(str(workdir), max(keep_last, 1), metric)
-    self._manager = ocp.CheckpointManager(
-      _folder(workdir), options=ocp.CheckpointManagerOptions(preservation_policy=policy)
-    )
+    self._workdir = workdir
+    self._stack = contextlib.ExitStack()
+    with _in_one_line(folder_of_checkpoints(workdir), "written"):
+      folder = self._stack.enter_context(_plain_folder(workdir))
+      self._manager = ocp.CheckpointManager(
+        folder, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
+      )
 
   def latest_step(self) -> int | None:
     """The step of the last whole checkpoint."""
@@ -153,7 +109,8 @@ class CheckpointStore:
       optimizer=ocp.args.StandardSave(optimizer),
       host=ocp.args.JsonSave({"loaders": _gathered(_encode(loader_state)), "unlogged": unlogged}),
     )
-    self._manager.save(step, args=arguments, force=True)
+    with _in_one_line(folder_of_checkpoints(self._workdir) / str(step), "written"):
+      self._manager.save(step, args=arguments, force=True)
 
   def restore(self, step: int, template: TrainState) -> tuple[TrainState, Any, list[dict[str, float]]]:
     """What `save` was given: the state (laid out like `template`), this process' loader state, unlogged metrics."""
@@ -163,8 +120,9 @@ class CheckpointStore:
       optimizer=ocp.args.StandardRestore(optimizer),
       host=ocp.args.JsonRestore(),
     )
-    restored = self._manager.restore(step, args=arguments)
-    loaders = restored.host["loaders"]
+    with _in_one_line(folder_of_checkpoints(self._workdir) / str(step), "read"):
+      restored = self._manager.restore(step, args=arguments)
+      loaders = restored.host["loaders"]
     if len(loaders) != jax.process_count():
       raise CheckpointError(f"the run was trained by {len(loaders)} processes, now there are {jax.process_count()}")
     state = template.replace(**restored.variables, **restored.optimizer)
@@ -176,19 +134,44 @@ class CheckpointStore:
 
   def close(self) -> None:
     """Waits until what was saved is on disk."""
-    self._manager.wait_until_finished()
-    self._manager.close()
+    with self._stack, _in_one_line(folder_of_checkpoints(self._workdir), "written"):
+      try:
+        self._manager.wait_until_finished()
+      finally:
+        self._manager.close()
 
 
 def save_variables(workdir: str, variables: dict, step: int = 0) -> None:
-  """Writes variables that were imported rather than trained as the checkpoint of a run."""
+  """Writes variables that were imported rather than trained as the checkpoint of a run; raises CheckpointError."""
   item = {"params": variables["params"], "batch_stats": variables.get("batch_stats", {}), "ema_params": None}
-  with ocp.CheckpointManager(_folder(workdir)) as manager:
-    manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(item)))
+  with _in_one_line(folder_of_checkpoints(workdir), "written"), _plain_folder(workdir) as folder:
+    with ocp.CheckpointManager(folder) as manager:
+      manager.save(step, args=ocp.args.Composite(variables=ocp.args.StandardSave(item)))
 
 
-def _folder(workdir: str) -> pathlib.Path:
-  return pathlib.Path(workdir).resolve() / "checkpoints"
+@contextlib.contextmanager
+def _plain_folder(workdir: str | pathlib.Path) -> Iterator[pathlib.Path]:
+  """A path of the run's checkpoints that Orbax, which takes [ * ? for a pattern, can write and read."""
+  folder = folder_of_checkpoints(workdir)
+  if jax.process_count() > 1 and not is_plain(folder):
+    raise CheckpointError(f"{workdir}: with several processes, a path must not have [ * ? or \\ in it")
+  with plain_path(folder) as plain:
+    yield plain
+
+
+@contextlib.contextmanager
+def _in_one_line(place: pathlib.Path, what: str) -> Iterator[None]:
+  """Within, whatever is raised is told as a CheckpointError of this checkpoint; `what`: 'written' or 'read'."""
+  try:
+    yield
+  except CheckpointError:
+    raise
+  except Exception as error:
+    by_system = OF_THE_SYSTEM.search(str(error))
+    if by_system:
+      raise CheckpointError(f"{place}: {by_system[0].lower()}") from error
+    why = "; ".join(str(error).split("\n"))[:200] or type(error).__name__
+    raise CheckpointError(f"{place}: the checkpoint cannot be {what}: {why}") from error
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:
@@ -234,19 +217,10 @@ def load_run(workdir: str, which: str | int = "best") -> Run:
     CheckpointError: if there is no such run or checkpoint.
   """
   experiment, categories, keypoints = read_experiment(workdir)
-  step = _chosen_step(workdir, which, _steps(workdir), experiment.evaluation.keep_best)
-  variables = _read_variables(_folder(workdir) / str(step) / "variables")
+  step = _chosen_step(workdir, which, saved_steps(workdir), experiment.evaluation.keep_best)
+  with _in_one_line(folder_of_checkpoints(workdir) / str(step), "read"), _plain_folder(workdir) as folder:
+    variables = _read_variables(folder / str(step) / "variables")
   return Run(experiment, categories, keypoints, variables, step)
-
-
-def latest_step(workdir: str) -> int | None:
-  """The step of the newest checkpoint in this directory; None where there is none."""
-  return max(_steps(workdir), default=None)
-
-
-def _steps(workdir: str) -> list[int]:
-  folder = _folder(workdir)
-  return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
 def _chosen_step(workdir: str, which: str | int, steps: list[int], metric: str) -> int:
@@ -257,7 +231,7 @@ def _chosen_step(workdir: str, which: str | int, steps: list[int], metric: str) 
   if which == "best":
     best = log.best_step(workdir, metric, steps)
     return steps[-1] if best is None else best
-  if str(which).isdigit() and int(which) in steps:
+  if str(which).isdecimal() and int(which) in steps:
     return int(which)
   raise CheckpointError(f"{workdir} has no checkpoint {which!r}; it has best, latest, {', '.join(map(str, steps))}")
 

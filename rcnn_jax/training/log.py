@@ -11,15 +11,37 @@ from typing import Any
 import jax
 import numpy as np
 
-from rcnn_jax.files import naming, write_text
+from rcnn_jax.files import FileError, naming, write_text
 from rcnn_jax.training.optim import TrainingError
 
 
 def rows(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
-  """The rows of a run's metrics.jsonl, in order; a last row cut short by a crash is left out."""
+  """The rows of a run's metrics.jsonl, in order; what a crash has cut short or left empty at its end is left out.
+
+  Raises:
+    FileError: a line before the end is no row.
+  """
   path = pathlib.Path(workdir, "metrics.jsonl")
-  lines = path.read_text().split("\n")[:-1] if path.exists() else []
-  return [json.loads(line) for line in lines if line]
+  lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []
+  found = [_row(line) for line in lines if line]
+  while found and found[-1] is None:
+    found.pop()
+  if None in found:
+    raise FileError(f"{path}, row {found.index(None) + 1}: not a row as training writes it")
+  return found
+
+
+def _row(line: str) -> dict[str, Any] | None:
+  try:
+    row = json.loads(line)
+  except (ValueError, RecursionError):
+    return None
+  is_row = isinstance(row, dict) and type(row.get("step")) is int and isinstance(row.get("kind"), str)
+  return row if is_row and all(_is_number(value) for name, value in row.items() if name != "kind") else None
+
+
+def _is_number(value: Any) -> bool:
+  return value is None or (isinstance(value, (int, float)) and not isinstance(value, bool))
 
 
 def best_step(workdir: str | pathlib.Path, metric: str, steps: list[int]) -> int | None:
