@@ -107,7 +107,7 @@ def encoded(mask: np.ndarray) -> dict:
 
 
 class Referee(COCOeval):
-  """pycocotools' evaluation, which forgets the `ignore` flag of a file: difficult objects are ignored beside crowds."""
+  """pycocotools' evaluation, which forgets a file's `ignore` flag: difficult objects are ignored beside crowds."""
 
   def _prepare(self):
     super()._prepare()

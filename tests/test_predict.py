@@ -140,7 +140,8 @@ def test_names_are_relative_to_the_folder_before_the_first_wildcard(tmp_path):
 
 
 def test_what_exists_is_taken_literally(tmp_path, monkeypatch):
-  for name in ("has [1] brackets.png", "a*b.png", "folder [2]/x.png", "folder [2]/deep/y.PNG", "folder [2]/notes.txt"):
+  in_a_folder = [f"folder [2]/{name}" for name in ("x.png", "deep/y.PNG", "notes.txt")]
+  for name in ("has [1] brackets.png", "a*b.png", *in_a_folder):
     (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(scene()).save(tmp_path / name, "PNG")
   names = lambda pattern: [name for _, name in matching_files(str(tmp_path / pattern))]
@@ -165,7 +166,9 @@ def contents(folder):
   return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("images, output", [(".", "."), (".", "sub"), ("sub", "."), ("**/*.png", "."), ("a.png", ".")])
+@pytest.mark.parametrize(
+  "images, output", [(".", "."), (".", "sub"), ("sub", "."), ("**/*.png", "."), ("a.png", ".")]
+)
 def test_no_file_that_was_there_is_changed_wherever_the_output_lies_and_a_second_run_replaces_its_own(
   tmp_path, images, output
 ):

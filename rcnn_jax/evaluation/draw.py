@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from pycocotools import mask as rle
+
+from rcnn_jax.evaluation import lettering
 
 Colour = tuple[int, int, int]
 
@@ -50,7 +52,7 @@ def draw(
     image: u8[H, W, 3], RGB.
     objects: in COCO's form: category_id, bbox [x, y, w, h] in pixels of the image, and if present score,
       segmentation (run lengths) and keypoints; iscrowd and difficult are named in the label.
-    names: class name by category id; their order gives the colours.
+    names: class name by category id; their order gives the colours. One that no font has is shown by its id.
     skeleton: the joints, counted from 0, that limbs join.
     long_side: pixels; smaller images are enlarged to about this, larger ones stay as they are.
 
@@ -101,20 +103,16 @@ def side_by_side(
   canvas = Image.new("RGB", (2 * width + 3 * gap, height + head + foot), PAPER)
   canvas.paste(Image.fromarray(left), (gap, head))
   canvas.paste(Image.fromarray(right), (width + 2 * gap, head))
-  pen, bold = ImageDraw.Draw(canvas), _font(20)
+  pen = ImageDraw.Draw(canvas)
   kept = f", score at least {min_score:.2f}" if min_score > 0 else ""
-  pen.text((gap, head / 2), f"Ground truth: {_count(truth)}", INK, bold, anchor="lm")
-  pen.text((width + 2 * gap, head / 2), f"Detections: {_count(shown)}{kept}", INK, bold, anchor="lm")
+  lettering.line(f"Ground truth: {_count(truth)}", 20).write(pen, (gap, head / 2), INK, "lm")
+  lettering.line(f"Detections: {_count(shown)}{kept}", 20).write(pen, (width + 2 * gap, head / 2), INK, "lm")
   _draw_legend(pen, [*truth, *shown], names, (gap, head + height + foot / 2), canvas.width - gap, title)
   return np.asarray(canvas)
 
 
 def _count(objects: Sequence[dict]) -> str:
   return f"{len(objects)} object{'' if len(objects) == 1 else 's'}"
-
-
-def _font(size: float) -> ImageFont.FreeTypeFont:
-  return ImageFont.load_default(size=round(size))
 
 
 def _scaled_box(one: dict, factor: float) -> tuple[float, float, float, float]:
@@ -182,14 +180,15 @@ def _draw_labels(
   width: int,
 ) -> None:
   """A filled tag at each box, above it where there is room, best scores first."""
-  font = _font(max(13, min(20, max(size) / 60)) if len(objects) <= 40 else 13)
-  colours, placed = class_colours(names), np.zeros((0, 4))
+  height = max(13, min(20, max(size) / 60)) if len(objects) <= 40 else 13
+  colours, placed, names = class_colours(names), np.zeros((0, 4)), lettering.legible(names)
   named = len(names) > 1 or len(objects) < MANY
   for one in objects:
     text = _label(one, names[one["category_id"]] if named else "")
     if not text:
       continue
-    left, top, right, bottom = pen.textbbox((0, 0), text, font)
+    line = lettering.line(text, height)
+    left, top, right, bottom = line.box()
     tag = np.array([right - left + 8, bottom - top + 6])
     tags = _tag_places(_scaled_box(one, factor), tag, size, width)
     place = next((p for p in tags if not _overlaps(p, placed)), None)
@@ -198,7 +197,7 @@ def _draw_labels(
     placed = np.concatenate([placed, place[None]])
     colour = colours[one["category_id"]]
     pen.rectangle(tuple(place), fill=colour)
-    pen.text((place[0] + 4 - left, place[1] + 3 - top), text, _ink_on(colour), font)
+    line.write(pen, (place[0] + 4 - left, place[1] + 3 - top), _ink_on(colour))
 
 
 def _tag_places(box: Sequence[float], tag: np.ndarray, size: tuple[int, int], width: int) -> list[np.ndarray]:
@@ -228,14 +227,16 @@ def _draw_legend(
   title: str,
 ) -> None:
   """The classes in the picture, most frequent first, as far as there is room; the title stands at the right."""
-  font, colours = _font(17), class_colours(names)
+  colours, names = class_colours(names), lettering.legible(names)
   x, y = start
-  pen.text((right, y), title, QUIET, font, anchor="rm")
-  right -= pen.textlength(title, font) + 24
+  caption = lettering.line(title, 17)
+  caption.write(pen, (right, y), QUIET, "rm")
+  right -= caption.width + 24
   for key, _ in Counter(one["category_id"] for one in objects).most_common():
-    end = x + 24 + pen.textlength(names[key], font)
+    name = lettering.line(names[key], 17)
+    end = x + 24 + name.width
     if end > right:
       break
     pen.rounded_rectangle((x, y - 8, x + 16, y + 8), 4, fill=colours[key])
-    pen.text((x + 24, y), names[key], INK, font, anchor="lm")
+    name.write(pen, (x + 24, y), INK, "lm")
     x = end + 22

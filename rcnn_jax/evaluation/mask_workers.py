@@ -33,7 +33,7 @@ class MaskWorkers:
     self._num_workers = default_workers() if num_workers is None else num_workers
     self._threads: ThreadPoolExecutor | None = None
     self._idle: queue.SimpleQueue = queue.SimpleQueue()
-    self._processes: list[subprocess.Popen] = []
+    self.processes: list[subprocess.Popen] = []
 
   def submit(self, masks: np.ndarray, boxes: np.ndarray, size: tuple[int, int], pasting: str) -> Future:
     """The run lengths of one image's masks, as `paste.run_lengths` gives them.
@@ -50,18 +50,18 @@ class MaskWorkers:
 
   def close(self) -> None:
     """Ends the workers, whatever they are at."""
-    for process in self._processes:
+    for process in self.processes:
       process.kill()
       process.wait()
     if self._threads is not None:
       self._threads.shutdown(cancel_futures=True)
-    for process in self._processes:
+    for process in self.processes:
       process.stdout.close()
       try:
         process.stdin.close()
       except BrokenPipeError:  # what was to be flushed has no reader any more
         pass
-    self._processes, self._threads = [], None
+    self.processes, self._threads = [], None
 
   def __enter__(self) -> MaskWorkers:
     return self
@@ -81,7 +81,7 @@ class MaskWorkers:
         stdout=subprocess.PIPE,
         env={**os.environ, **one_thread, "PYTHONPATH": paths},
       )
-      self._processes.append(process)
+      self.processes.append(process)
       self._idle.put(process)
     self._threads = ThreadPoolExecutor(self._num_workers, "masks")
 

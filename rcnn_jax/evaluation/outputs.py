@@ -60,9 +60,9 @@ def picture_path(
 ) -> pathlib.Path:
   """Where the picture of an image may be written without any loss; the place is added to `taken`.
 
-  `cat.jpg` gives `cat.png`. Where that is taken by another image of this run (of `cat.bmp`, say; on some disks
-  `Cat.png` is the same file), by one of the `kept` files, or by a file that is no picture of ours, it is `cat.jpg.png`,
-  then `cat.drawn.png`, `cat.drawn.2.png`, ...
+  `cat.jpg` gives `cat.png`. Where that is taken by another image of this run (`cat.bmp`, say; on some disks `Cat.png`
+  is the same file), by one of the `kept` files, or by a file that is no picture of ours, it is `cat.jpg.png`, then
+  `cat.drawn.png`, `cat.drawn.2.png`, ...
 
   Args:
     folder: of all pictures.

@@ -94,7 +94,8 @@ def window_runs(window: Window, size: tuple[int, int]) -> np.ndarray:
   padded[:, 1:-1] = inside.T
   flat = padded.reshape(-1)
   column, row = np.divmod(np.flatnonzero(flat[1:] != flat[:-1]), height + 2)
-  borders = (columns.start + column) * size[0] + rows.start + row  # of the image: a run's first pixel, one past its last
+  # In the image: the first pixel of each run of ones, and the first behind it.
+  borders = (columns.start + column) * size[0] + rows.start + row
   if height == size[0] and len(borders):  # whole columns: the runs at a bottom and at the next top are one
     joined = np.flatnonzero(borders[1:-1:2] == borders[2::2])
     borders = np.delete(borders, np.concatenate([2 * joined + 1, 2 * joined + 2]))

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import Bbox
 
+from rcnn_jax.evaluation import lettering
+
 COLOURS = ("#2563eb", "#e11d48", "#059669", "#d97706", "#7c3aed", "#0891b2", "#db2777", "#65a30d")
 INK, QUIET, GRID = "#1f2937", "#6b7280", "#e5e7eb"
 SMOOTHED_FROM = 40  # points, from which a curve is drawn through a running mean
@@ -48,7 +50,7 @@ def precision_recall_figure(curves: Mapping[str, Sequence[float]], kind: str) ->
   recall, few = np.linspace(0.0, 1.0, 101), len(curves) <= len(COLOURS)
   for n, (name, precision) in enumerate(curves.items()):
     color = COLOURS[n % len(COLOURS)] if few else GRID
-    axes.plot(recall, precision, color=color, label=name if few else None, linewidth=1.6 if few else 0.8)
+    axes.plot(recall, precision, color=color, label=_shown(name) if few else None, linewidth=1.6 if few else 0.8)
   if not few:
     mean = np.mean(list(curves.values()), axis=0)
     axes.plot(recall, mean, color=COLOURS[0], linewidth=2.4, label="mean over classes")
@@ -79,16 +81,35 @@ def _label(figure: Figure, axes, names: Sequence[str], points: Sequence[tuple[fl
   taken = [Bbox.from_bounds(x - 8, y - 8, 16, 16) for x, y in axes.transData.transform(points)]
   for name, point in zip(names, points):
     for offset, side in (((0, 8), "center"), ((0, -17), "center"), ((9, -4), "left"), ((-9, -4), "right")):
-      text = axes.annotate(
-        name, point, offset, textcoords="offset points", ha=side, color=INK, fontsize=9, in_layout=False
-      )
+      text = _annotation(axes, name, point, offset, ha=side, in_layout=False)
       extent = text.get_window_extent()
       if axes.bbox.count_contains(extent.corners()) == 4 and not extent.count_overlaps(taken):
         break
       text.remove()
     else:
-      text = axes.annotate(name, point, (0, 8), textcoords="offset points", ha="center", color=INK, fontsize=9)
+      text = _annotation(axes, name, point, (0, 8), ha="center")
     taken.append(text.get_window_extent())
+
+
+def _annotation(axes, name: str, point: tuple[float, float], offset: tuple[float, float], **options):
+  """The name as it is: in a font that has its characters, dollars being dollars."""
+  return axes.annotate(
+    lettering.writable(name),
+    point,
+    offset,
+    textcoords="offset points",
+    color=INK,
+    fontsize=9,
+    parse_math=False,
+    fontfamily=lettering.families([name]),
+    **options,
+  )
+
+
+def _shown(name: str) -> str:
+  """A name that can be drawn; matplotlib's legend leaves those out that begin with an underscore."""
+  name = lettering.writable(name)
+  return f" {name}" if name.startswith("_") else name
 
 
 def _axes(title: str, x: str, y: str):
@@ -123,5 +144,9 @@ def _line(axes, steps: np.ndarray, values: np.ndarray, label: str, color: str, w
 
 def _finish(figure: Figure, axes, num_lines: int) -> Figure:
   if num_lines:
-    axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=1 if num_lines <= 6 else 2)
+    legend = axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=1 if num_lines <= 6 else 2)
+    texts = legend.get_texts()
+    fonts = lettering.families([text.get_text() for text in texts])
+    for text in texts:
+      text.set(parse_math=False, fontfamily=fonts)
   return figure

@@ -78,7 +78,8 @@ def check_output(output: pathlib.Path) -> None:
     raise EvaluationError(f"--output={output} is a file; it must be a folder, or not there yet")
   for name in ("detections.json", "detections.json.partial"):
     if (output / name).exists() and not outputs.is_own_detections(output / name):
-      raise EvaluationError(f"{output / name}: no prediction wrote this file; choose another --output, or move it away")
+      what = "no prediction wrote this file; choose another --output, or move it away"
+      raise EvaluationError(f"{output / name}: {what}")
 
 
 def chosen_search(data: pipeline.Data) -> SelectiveSearch | None:

@@ -113,9 +113,9 @@ class Results:
     if len(parts) == 1:
       return parts[0]
     join = lambda name: None if getattr(parts[0], name) is None else np.concatenate([getattr(p, name) for p in parts])
-    columns = {field.name: join(field.name) for field in dataclasses.fields(cls) if field.name not in ("kinds", "counts")}
+    arrays = ("image_ids", "category_ids", "boxes", "scores", "sizes", "keypoints")
     counts = None if parts[0].counts is None else tuple(counts for part in parts for counts in part.counts)
-    return cls(**columns, kinds=parts[0].kinds, counts=counts)
+    return cls(**{name: join(name) for name in arrays}, kinds=parts[0].kinds, counts=counts)
 
   @classmethod
   def from_entries(cls, entries: Sequence[Mapping[str, Any]], kinds: Sequence[str] = ("bbox",)) -> Results:

@@ -127,7 +127,7 @@ def _xyxy(boxes: np.ndarray) -> np.ndarray:
 
 
 def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-  """f64[N, 4] and f64[N, 4] xyxy, pair by pair -> f64[N], in continuous pixels (VOC's `+ 1` belongs to its reader)."""
+  """f64[N, 4], f64[N, 4] xyxy, pair by pair -> f64[N], in continuous pixels (VOC's `+ 1` belongs to its reader)."""
   overlap = np.maximum(np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2]), 0.0)
   area = lambda sides: sides[:, 0] * sides[:, 1]
   intersection = area(overlap)
