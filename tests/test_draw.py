@@ -40,7 +40,8 @@ def test_the_edges_of_a_box_have_the_colour_of_its_class():
 def test_a_mask_tints_its_pixels_only_and_those_of_its_rim_most():
   mask = np.zeros((60, 80), np.uint8)
   mask[35:40, 30:50] = 1
-  picture = draw(GREY, [truth(7, [20, 20, 60, 55], segmentation=rle.encode(np.asfortranarray(mask)))], NAMES, long_side=80)
+  one = truth(7, [20, 20, 60, 55], segmentation=rle.encode(np.asfortranarray(mask)))
+  picture = draw(GREY, [one], NAMES, long_side=80)
   tint = np.abs(picture[33:42, 40].astype(int) - 90).sum(axis=1)
   assert (tint > 0).tolist() == [False] * 2 + [True] * 5 + [False] * 2
   assert tint[2] == tint[6] > tint[3] == tint[4] == tint[5]

@@ -21,9 +21,13 @@ A, B, C = [0, 0, 10, 10], [20, 0, 30, 10], [40, 0, 50, 10]
 NOWHERE = [70, 70, 90, 90]
 
 
+def metrics_of(images, entries):
+  return voc_metrics(truth_dataset(images, CATEGORIES), Results.from_entries(entries))
+
+
 def red(images, entries):
   """(11-point, area) AP of the class red."""
-  numbers = voc_metrics(truth_dataset(images, CATEGORIES), Results.from_entries(entries))
+  numbers = metrics_of(images, entries)
   return numbers["voc/AP_11pt/red"], numbers["voc/AP_area/red"]
 
 
@@ -82,7 +86,7 @@ def test_objects_of_other_images_and_classes_are_not_hit():
 
 
 def test_the_mean_is_over_the_classes_that_have_objects():
-  numbers = voc_metrics(truth_dataset([annotations(1, [A, B], [1, 2])], CATEGORIES), Results.from_entries([entry(1, 7, A, 0.9)]))
+  numbers = metrics_of([annotations(1, [A, B], [1, 2])], [entry(1, 7, A, 0.9)])
   assert numbers == {
     "voc/mAP_11pt": 0.5,
     "voc/mAP_area": 0.5,
@@ -96,7 +100,7 @@ def test_the_mean_is_over_the_classes_that_have_objects():
 
 
 def test_without_objects_or_results():
-  nothing = voc_metrics(truth_dataset([annotations(1, [], [])], CATEGORIES), Results.from_entries([entry(1, 7, A, 0.9)]))
+  nothing = metrics_of([annotations(1, [], [])], [entry(1, 7, A, 0.9)])
   assert set(nothing.values()) == {None}
   assert red([annotations(1, [A], [1])], []) == (0, 0)
 
