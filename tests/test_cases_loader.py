@@ -56,7 +56,8 @@ def test_more_objects_than_detections(caplog):
 def overview_of(num_objects: list[int], num_trainable: list[int], num_faulty: int = 0) -> Overview:
   arrays = (np.array(counts, np.int32) for counts in (num_objects, num_trainable, [0] * len(num_objects)))
   sizes = np.full((len(num_objects), 2), 8, np.int32)
-  return Overview(sizes, *arrays, num_faulty, "1.png: object 3: why" if num_faulty else None)
+  ids, names = np.arange(len(sizes)), tuple(f"{number}.png" for number in range(len(sizes)))
+  return Overview(sizes, *arrays, num_faulty, "1.png: object 3: why" if num_faulty else None, ids, names)
 
 
 @pytest.mark.parametrize(

@@ -69,15 +69,17 @@ def test_polygons_and_both_run_lengths_are_the_same_mask(tmp_path):
     assert json.loads(json.dumps(segmentation)) == segmentation
 
 
-def test_a_polygon_of_two_points_is_left_out_and_nothing_left_is_an_empty_mask(tmp_path):
+def test_a_polygon_of_two_points_is_left_out_and_nothing_left_is_no_mask(tmp_path):
   data = contents()
   data["annotations"][0]["segmentation"].append([1, 1, 2, 2])
   data["annotations"][1]["segmentation"] = [[1, 1, 2, 2]]
   source = write(tmp_path, data).open()
   np.testing.assert_array_equal(coco_mask.decode(source.annotations(0).segmentations[0]), SQUARE)
-  assert object_faults(source.annotations(0)) == {1: "the segmentation is missing or empty"}
-  assert clean(source.annotations(0)).ids.tolist() == [1, 3]
-  assert [fault.item for fault in source.faults] == ["annotation 1", "annotation 2"]
+  told = "a polygon of fewer than three points, or of an odd number of coordinates"
+  assert [str(fault) for fault in source.faults] == [f"a.png: annotation 1: {told}", f"a.png: annotation 2: {told}"]
+  # Where masks are needed, the second object is left out; it is named once.
+  assert source.annotations(0).ids.tolist() == [1, 3] and not object_faults(source.annotations(0))
+  assert source.annotations(0, masks=False).ids.tolist() == [1, 2, 3]
 
 
 def test_keypoints_and_their_mirror_pairs(tmp_path):
@@ -105,7 +107,7 @@ def test_the_run_lengths_of_any_mask_are_legible_and_those_of_none_that_is_cut_s
   assert write(tmp_path, data).open().faults == ()
   for entry in data["annotations"]:
     entry["segmentation"]["counts"] = entry["segmentation"]["counts"][:-1]
-  cut = write(tmp_path, data).open(strict=False)
+  cut = write(tmp_path, data).open()
   assert [fault.item for fault in cut.faults] == [f"annotation {number + 1}" for number in range(60)]
   assert len(cut.annotations(0).boxes) == 0
 
@@ -124,40 +126,92 @@ def change(**values):
 
 
 @pytest.mark.parametrize(
-  "spoil, message",
+  "spoil, message, objects",
   [
-    (change(category_id=4), "a.png: annotation 2: category id 4 is not in the table of categories"),
-    (change(image_id=99), "annotation 2: belongs to image 99, which is not in the table of images"),
-    (change(bbox=[1, 2, 3]), r"a.png: annotation 2: bbox \[1, 2, 3\] is not four numbers"),
-    (change(segmentation={"size": [9, 9], "counts": [81]}), r"a.png: annotation 2: the mask is \[9, 9\]"),
-    (change(segmentation={"size": [40, 60], "counts": "no run lengths"}), CORRUPT),
-    (change(segmentation={"size": [40, 60], "counts": [2000, 401]}), CORRUPT),
-    (change(segmentation={"size": [40, 60], "counts": [2500, -100]}), CORRUPT),
-    (change(segmentation={"size": [40, 60]}), CORRUPT),
-    (lambda data: named_joints(data, [1, 2, 2] * 2), JOINTS),
-    (lambda data: named_joints(data, [1, 2, 2] * 2 + [1, 2, None]), JOINTS),
-    (lambda data: named_joints(data, "nose"), JOINTS),
-    (change(id=1), "annotation 1: 2 annotations have this id"),
-    (lambda data: data["images"][1].update(id=10), "image 10: 2 images have this id"),
-    (lambda data: data["images"][1].update(id="x"), "b.png: image id 'x' is no whole number"),
-    (lambda data: data["images"][1].update(file_name="c.png"), "images/c.png: no such image file"),
-    (lambda data: data["images"][1].pop("width"), "images: entry 2 has no width"),
-    (
-      lambda data: data["images"][1].update(width=0),
-      r"images: entry 2 \(b.png\) has width 0, which is no whole number",
-    ),
-    (lambda data: data["images"][1].update(height="40"), r"images: entry 2 \(b.png\) has height '40'"),
-    (lambda data: data["categories"][1].update(id="7"), r"categories: entry 2 \(ant\) has id '7'"),
-    (lambda data: data["categories"].append("bee"), "categories: entry 3 is 'bee', no object"),
-    (lambda data: data.update(images=[], annotations=[]), "instances.json: names no images"),
-    (lambda data: data.pop("categories"), "has no categories: not a COCO annotation file"),
+    (change(category_id=4), "a.png: annotation 2: category id 4 is not in the table of categories", [1, 3]),
+    (change(category_id=None), "a.png: annotation 2: has no category_id", [1, 3]),
+    (change(image_id=99), "instances.json: annotation 2: belongs to image 99, which is not in the table", [1, 3]),
+    (change(image_id=None), "instances.json: annotation 2: has no image_id", [1, 3]),
+    (change(bbox=[1, 2, 3], segmentation=None), "a.png: annotation 2: bbox [1.0, 2.0, 3.0] is not four", [1, 3]),
+    (change(bbox="box", segmentation=None), "a.png: annotation 2: bbox 'box' is not four numbers", [1, 3]),
+    (change(bbox=None, segmentation=None), "a.png: annotation 2: has no bbox", [1, 3]),
+    (change(segmentation={"size": [9, 9], "counts": [81]}), "a.png: annotation 2: the mask is [9, 9]", [1, 3]),
+    (change(segmentation={"size": [40, 60], "counts": "no run lengths"}), CORRUPT, [1, 3]),
+    (change(segmentation={"size": [40, 60], "counts": [2000, 401]}), CORRUPT, [1, 3]),
+    (change(segmentation={"size": [40, 60], "counts": [2500, -100]}), CORRUPT, [1, 3]),
+    (change(segmentation={"size": [40, 60]}), CORRUPT, [1, 3]),
+    (change(segmentation="mask"), "a.png: annotation 2: segmentation 'mask' is neither polygons nor run", [1, 3]),
+    (lambda data: named_joints(data, [1, 2, 2] * 2), JOINTS, [1, 2, 3]),
+    (lambda data: named_joints(data, [1, 2, 2] * 2 + [1, 2, None]), JOINTS, [1, 2, 3]),
+    (lambda data: named_joints(data, "nose"), JOINTS, [1, 2, 3]),
+    (change(id=1), "instances.json: annotation 1: 2 annotations have this id", [1, 1, 3]),
+    (change(iscrowd="perhaps"), "a.png: annotation 2: iscrowd 'perhaps' is neither 0 nor 1: taken for 0", [1, 2, 3]),
+    (change(area="large"), "a.png: annotation 2: area 'large' is not a number: that of the box is taken", [1, 2, 3]),
+    (lambda data: data["annotations"].append("bee"), "annotations: entry 4: is 'bee', no object", [1, 2, 3]),
+    (lambda data: data["images"][1].update(file_name="c.png"), "images/c.png: no such image file", [1, 2, 3]),
+    (lambda data: data["images"][1].pop("width"), "images: entry 2 has no width", [1, 2, 3]),
+    (lambda data: data["images"][1].update(width=0), "images: entry 2 (b.png) has width 0, which is no", [1, 2, 3]),
+    (lambda data: data["images"][1].update(width=10**9), "(b.png) has 1000000000 x 40 pixels, more", [1, 2, 3]),
+    (lambda data: data["images"][1].update(height="x"), "images: entry 2 (b.png) has height 'x', which", [1, 2, 3]),
+    (lambda data: data["images"].append(3), "images: entry 3 is 3, no object", [1, 2, 3]),
+    (lambda data: data["categories"].append("bee"), "categories: entry 3 is 'bee', no object", [1, 2, 3]),
+    (lambda data: data["categories"].append({"name": "bee"}), "categories: entry 3 has no id", [1, 2, 3]),
+    (lambda data: data["categories"].append({"id": 7, "name": "bee"}), "category 7: a category before it", [1, 2, 3]),
+    (lambda data: data["categories"][1].pop("name"), "category 7: has no name", [1, 2, 3]),
   ],
 )
-def test_faults_are_told_by_one_line_naming_file_and_object(tmp_path, spoil, message):
+def test_what_makes_no_sense_is_left_out_and_told_by_one_line_naming_file_and_object(
+  tmp_path, spoil, message, objects
+):
+  data = contents()
+  spoil(data)
+  source = write(tmp_path, data).open()
+  assert len(source.faults) == 1 and message in str(source.faults[0]) and "\n" not in str(source.faults[0])
+  annotations = source.annotations(0)
+  assert annotations.ids.tolist() == objects
+  assert annotations.keypoints is None or not annotations.keypoints.any()
+  assert len(source) == 2 - any(told in message for told in ("c.png", "entry 2", "(b.png)"))
+
+
+@pytest.mark.parametrize(
+  "spoil, message",
+  [
+    (lambda data: data["images"][1].update(id=10), "none of its 2 images can be used: image 10: 2 images have"),
+    (lambda data: data.update(images=[], annotations=[]), "instances.json: names no images"),
+    (lambda data: data.update(categories=[]), "instances.json: names no categories"),
+    (lambda data: data.update(categories=None), "instances.json: names no categories"),
+    (lambda data: data.pop("categories"), "instances.json: has no categories: not a COCO annotation file"),
+    (lambda data: data.update(annotations={"1": {}}), "instances.json: annotations is {'1': {}}, not a list: not a"),
+    (
+      lambda data: [image.update(file_name=f"{image['id']}.png") for image in data["images"]],
+      "images: has none of the 2 images: .*/images/10.png: no such image file",
+    ),
+  ],
+)
+def test_what_leaves_nothing_is_an_error_of_one_line(tmp_path, spoil, message):
   data = contents()
   spoil(data)
   with pytest.raises(DataError, match=message) as error:
     write(tmp_path, data).open()
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "text, message",
+  [
+    ("", "not readable as JSON: Input data was truncated"),
+    ('{"images": [', "not readable as JSON: Input data was truncated"),
+    ("<annotation/>", "not readable as JSON: JSON is malformed: invalid character"),
+    ("[]", "holds a list, as a file of results does: not a COCO annotation file"),
+    ("3", "holds no tables: not a COCO annotation file"),
+    ('{"images": ' + "[" * 100_000 + "]" * 100_000 + "}", "not readable as JSON: nested too deeply"),
+  ],
+)
+def test_files_that_are_no_annotation_files_are_told_by_one_line(tmp_path, text, message):
+  spec = write(tmp_path, contents())
+  (tmp_path / "instances.json").write_text(text)
+  with pytest.raises(DataError, match=message) as error:
+    spec.open()
   assert "\n" not in str(error.value)
 
 
@@ -167,6 +221,10 @@ def test_missing_folder_and_file(tmp_path):
     CocoFolder(str(tmp_path / "nowhere"), spec.annotations).open()
   with pytest.raises(DataError, match="none.json: no such file"):
     CocoFolder(spec.images, str(tmp_path / "none.json")).open()
+  with pytest.raises(DataError, match="images: is a directory"):
+    CocoFolder(spec.images, spec.images).open()
+  with pytest.raises(DataError, match="/dev/zero: not a file"):
+    CocoFolder(spec.images, "/dev/zero").open()
 
 
 def test_an_area_that_is_no_number_is_told_and_that_of_the_box_taken(tmp_path):

@@ -11,7 +11,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 BARE = """
 import importlib, importlib.abc, pkgutil, sys
 
-ABSENT = {"grain", "tensorflow_datasets", "tensorflow", "orbax", "cv2", "PIL", "pycocotools", "matplotlib",
+ABSENT = {"grain", "msgspec", "hotcoco", "tensorflow_datasets", "tensorflow", "orbax", "cv2", "PIL", "pycocotools", "matplotlib",
           "tensorboardX", "safetensors"}
 
 

@@ -73,6 +73,7 @@ def test_every_fault_of_a_coco_folder(tmp_path):
     "b.png: annotation 5: the mask's run lengths are corrupt: they do not sum to the image's 2400 pixels",
     "a.png: object 1: degenerate box [10, 5, 10, 15]: width 0, height 10",
     "a.png: object 3: the segmentation is missing or empty",
+    "b.png: object 4: the segmentation is missing or empty",
     "images/b.png: not an image, or truncated (60 bytes)",
   ]
 

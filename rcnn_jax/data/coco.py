@@ -2,263 +2,296 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-import json
-import math
+import difflib
 import pathlib
+import stat
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from rcnn_jax.data import images
-from rcnn_jax.data.errors import DataError, Fault, raise_first
-from rcnn_jax.data.source import Annotations, Category, KeypointNames
+from rcnn_jax.data import columns, file_names, images
+from rcnn_jax.data.columns import Columns
+from rcnn_jax.data.errors import DataError, Fault, logger, raise_or_warn
+from rcnn_jax.data.file_names import readable
+from rcnn_jax.data.segmentations import FILLED, REFUSED, encode, run_lengths
+from rcnn_jax.data.source import (
+  Annotations,
+  Category,
+  KeypointNames,
+  Overview,
+  degenerate,
+  object_faults,
+  require_masks,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class CocoFolder:
   """A data set in COCO's layout: `images` is the folder, `annotations` the JSON file.
 
-  Classes are the file's categories by rising id (ids need not be contiguous). Segmentations may be polygons or run
-  lengths, compressed or not. Keypoints and limbs are read where a category names them, and joints whose names
-  differ only in left and right are each other's mirror image.
+  Classes are the file's categories by rising id (ids need not be contiguous), or those of `class_names` in that
+  order; objects of others are left out. Categories of one name stay classes of their own, unless they are chosen by
+  their name. Segmentations may be polygons or run lengths, compressed or not. Keypoints and limbs are read where a
+  category names them. An object with `"ignore": 1` is difficult in VOC's sense.
+
+  Images without their file, and annotations that make no sense, are left out with one warning; launch.validate_data
+  lists them. The annotations of a file of more than 5 MB are kept in a cache, see `columns.cached`.
   """
 
   images: str
   annotations: str
+  class_names: tuple[str, ...] | None = None
+  upright: bool = False  # turn images as their EXIF orientation says; the annotations are for the upright image
 
   def open(self, strict: bool = True) -> CocoSource:
     """Reads the annotation file. Raises DataError: it is missing or, when `strict`, has a fatal fault."""
     folder, path = (pathlib.Path(name).expanduser() for name in (self.images, self.annotations))
     if not folder.is_dir():
       raise DataError(f"{folder}: no such folder")
-    contents = _contents(path)
-    categories = sorted(contents["categories"], key=lambda category: category["id"])
-    jointed = next((category for category in categories if category.get("keypoints")), None)
-    faults, legible = _examine(contents, path, len(jointed["keypoints"]) if jointed else 0)
-    of_image = collections.defaultdict(list)
-    for entry in legible:
-      of_image[entry["image_id"]].append(entry)
+    held = _columns(path)
+    categories, class_of = self._classes(held, path)
+    keypoints, joints_read, faults = _keypoints(held.values["categories"], categories, class_of, path)
+    names = _names(held)
+    rows, files, missing = _images_there(names, folder)
+    faults = [Fault(*each) for each in held.values["faults"]] + faults + missing
     if strict:
-      raise_first(faults + _missing_images(contents, folder))
+      raise_or_warn(faults)
     return CocoSource(
-      categories=tuple(Category(category["id"], category["name"]) for category in categories),
-      keypoints=jointed and _keypoint_names(jointed),
-      folder=folder,
-      entries=tuple((image, tuple(of_image[image["id"]])) for image in contents["images"]),
+      categories=categories,
+      keypoints=keypoints,
       faults=tuple(faults),
-      has_masks=any(entry.get("segmentation") for entry in contents["annotations"]),
+      folder=folder,
+      columns=held,
+      rows=rows,
+      files=files,
+      class_of=class_of,
+      has_masks=bool(held["masks"].any()),
+      joints_read=joints_read,
+      upright=self.upright,
     )
 
+  def _classes(self, held: Columns, path: pathlib.Path) -> tuple[tuple[Category, ...], np.ndarray]:
+    """The classes, and the class 1..K of each of the file's categories, i32, 0 where it is left out."""
+    entries = held.values["categories"]
+    every = tuple(Category(entry["id"], entry["name"]) for entry in entries)
+    if self.class_names is None:
+      return every, np.arange(1, len(every) + 1, dtype=np.int32)
+    _check_choice(self.class_names, [category.name for category in every], path)
+    class_of = np.array(
+      [self.class_names.index(one.name) + 1 if one.name in self.class_names else 0 for one in every], np.int32
+    )
+    counts = np.bincount(held["categories"], minlength=len(every))
+    if counts[class_of == 0].any():
+      left_out, chosen = int(counts[class_of == 0].sum()), ", ".join(self.class_names)
+      logger.warning("%s: objects of other classes than %s left out: %d", path, chosen, left_out)
+    # Of several categories of one name, the one with the most objects has the id.
+    first = [max(np.flatnonzero(class_of == k), key=lambda row: counts[row]) for k in range(1, class_of.max() + 1)]
+    return tuple(every[row] for row in first), class_of
 
-@dataclasses.dataclass(frozen=True)
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class CocoSource:
-  """An open COCO folder; `entries` pairs each image's entry with its annotations', as they stand in the file.
-
-  Opened not strict, annotations with a fatal fault are left out.
-  """
+  """An open COCO folder; `columns` are those of `coco_columns`, shared with worker processes by their path."""
 
   categories: tuple[Category, ...]
   keypoints: KeypointNames | None
-  folder: pathlib.Path
-  entries: tuple[tuple[dict, tuple[dict, ...]], ...]
   faults: tuple[Fault, ...]
+  folder: pathlib.Path
+  columns: Columns
+  rows: np.ndarray  # i64[n], the places in the columns of the images whose files are there
+  files: dict[int, str]  # by such a place, the file's path in the folder where that is not its name
+  class_of: np.ndarray  # i32: the class of each of the file's categories, 0 where its objects are left out
   has_masks: bool  # some object has one; tools that know boxes alone write "segmentation": []
+  joints_read: np.ndarray  # bool: the categories whose objects have the joints of `keypoints`, if any
+  upright: bool = False
 
   def __len__(self) -> int:
-    return len(self.entries)
+    return len(self.rows)
 
   def annotations(self, index: int, masks: bool = True) -> Annotations:
-    """The objects of image `index`; `masks=False` leaves the segmentations out."""
-    image, entries = self.entries[index]
-    size = image["height"], image["width"]
-    class_of = {category.id: number for number, category in enumerate(self.categories, 1)}
-    boxes = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
-    boxes[:, 2:] += boxes[:, :2]
-    areas = [entry["area"] if _is_number(entry.get("area")) else math.prod(entry["bbox"][2:]) for entry in entries]
-    has_masks = masks and self.has_masks
+    """The objects of image `index`; `masks=False` leaves the segmentations out.
+
+    With masks, an object whose segmentation cannot be read, which is one of `faults`, is left out.
+    """
+    held, row = self.columns, int(self.rows[index])
+    size = tuple(held["sizes"][row].tolist())
+    objects = np.arange(*held["offsets"][row : row + 2].tolist())
+    objects = objects[self._read(objects, masks)]
+    file_ids = held.values["file_ids"]
+    segmentations = None
+    if masks and self.has_masks:
+      segmentations = tuple(self._segmentation(number, size) for number in objects.tolist())
     return Annotations(
-      image_id=image["id"],
-      file_name=image["file_name"],
+      image_id=int(held["image_ids"][row]),
+      file_name=_name(held, row),
       size=size,
-      boxes=boxes.astype(np.float32),
-      classes=np.array([class_of[entry["category_id"]] for entry in entries], np.int32),
-      crowd=np.array([entry.get("iscrowd", 0) for entry in entries], bool),
-      difficult=np.zeros(len(entries), bool),
-      ids=np.array([entry.get("id", 0) for entry in entries], np.int64),
-      areas=np.array(areas, np.float32),
-      segmentations=tuple(encode(entry.get("segmentation"), size) for entry in entries) if has_masks else None,
-      keypoints=None if self.keypoints is None else _keypoints(entries, len(self.keypoints.names)),
+      boxes=held["boxes"][objects],
+      classes=self.class_of[held["categories"][objects]],
+      crowd=held["crowd"][objects],
+      difficult=held["difficult"][objects],
+      ids=held["ids"][objects],
+      areas=held["areas"][objects],
+      segmentations=segmentations,
+      keypoints=None if self.keypoints is None else self._joints(objects),
+      file_id=None if file_ids is None else file_ids[row],
     )
 
   def image(self, index: int) -> np.ndarray:
-    """u8[H, W, 3] RGB."""
-    return images.read(self.folder / self.entries[index][0]["file_name"])
+    """u8[H, W, 3] RGB. Raises DataError where the file is missing, truncated or no image."""
+    return images.read(self._path(index), self.upright)
+
+  def orientation(self, index: int) -> int:
+    """The EXIF orientation that `image` does not follow; 1 where it does, or there is none."""
+    return 1 if self.upright else images.orientation(self._path(index))
+
+  def _path(self, index: int) -> pathlib.Path:
+    row = int(self.rows[index])
+    return self.folder / (self.files.get(row) or _name(self.columns, row))
+
+  def overview(self, masks: bool) -> Overview:
+    """Sizes and counts, from the columns alone. Raises DataError: `masks`, and the objects have none."""
+    held, rows = self.columns, self.rows
+    if masks and not self.has_masks:
+      for index in np.flatnonzero(np.diff(held["offsets"])[rows]).tolist():
+        require_masks(self.annotations(index))
+    image_of = np.repeat(np.arange(len(held["sizes"])), np.diff(held["offsets"]))
+    read = self._read(slice(None), masks)
+    faulty = degenerate(held["boxes"], held["sizes"][image_of])
+    if masks and self.has_masks:
+      faulty |= held["masks"] != FILLED
+    sound = read & ~faulty
+    trainable = sound & ~held["crowd"]
+    labelled = np.where(self._jointed(slice(None)), held["num_labelled"], 0)
+
+    def total(counted: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+      weights = None if weights is None else weights[counted]
+      return np.bincount(image_of[counted], weights, len(held["sizes"]))[rows].astype(np.int32)
+
+    num_faulty = total(read & faulty)
+    first, names = np.flatnonzero(num_faulty)[:1].tolist(), _names(held)
+    return Overview(
+      sizes=held["sizes"][rows],
+      num_objects=total(sound),
+      num_trainable=total(trainable),
+      num_keypoints=total(trainable, labelled),
+      num_faulty=int(num_faulty.sum()),
+      first_fault=next((self._first_fault(index, masks) for index in first), None),
+      image_ids=held["image_ids"][rows],
+      file_names=tuple(names[row] for row in rows.tolist()),
+    )
+
+  def _first_fault(self, index: int, masks: bool) -> str:
+    annotations = self.annotations(index, masks)
+    row, reason = next(iter(object_faults(annotations).items()))
+    return f"{annotations.file_name}: object {annotations.ids[row]}: {reason}"
+
+  def _read(self, objects: np.ndarray | slice, masks: bool) -> np.ndarray:
+    """bool: which of some objects of the columns are read at all."""
+    read = self.class_of[self.columns["categories"][objects]] > 0
+    return read & (self.columns["masks"][objects] != REFUSED) if masks else read
+
+  def _jointed(self, objects: np.ndarray | slice) -> np.ndarray:
+    """bool: which of some objects of the columns have joints that are read."""
+    if self.keypoints is None:
+      return np.zeros(len(self.columns["categories"][objects]), bool)
+    counts = np.diff(self.columns["joint_offsets"])[objects]
+    return self.joints_read[self.columns["categories"][objects]] & (counts == 3 * len(self.keypoints.names))
+
+  def _joints(self, objects: np.ndarray) -> np.ndarray:
+    """f32[N, J, 3], zeros for an object without joints."""
+    joints = np.zeros((len(objects), len(self.keypoints.names), 3), np.float32)
+    starts = self.columns["joint_offsets"][objects]
+    for place in np.flatnonzero(self._jointed(objects)):
+      numbers = self.columns["joints"][starts[place] : starts[place] + joints[place].size]
+      joints[place] = numbers.reshape(-1, 3)
+    return joints
+
+  def _segmentation(self, number: int, size: tuple[int, int]) -> dict:
+    """The mask of an object of the columns as compressed run lengths."""
+    held = self.columns
+    runs = held["runs"][slice(*held["run_offsets"][number : number + 2])]
+    if len(runs):
+      return run_lengths(runs.tobytes(), size)
+    if held["masks"][number] != FILLED:
+      return encode(None, size)
+    lengths = held["polygon_lengths"][slice(*held["polygon_offsets"][number : number + 2])]
+    coordinates = held["coordinates"][slice(*held["coordinate_offsets"][number : number + 2])]
+    return encode(np.split(coordinates, np.cumsum(lengths)[:-1]), size)
 
 
-def encode(segmentation: list | dict | None, size: tuple[int, int]) -> dict:
-  """COCO's three spellings of a mask (polygons, run lengths, compressed run lengths) as compressed run lengths.
-
-  Polygons of fewer than three points are left out, as Detectron2 does; what has no pixel left is an empty mask of
-  `size` (height, width).
-  """
-  from pycocotools import mask
-
-  height, width = size
-  if isinstance(segmentation, dict) and isinstance(segmentation["counts"], list):
-    encoded = mask.frPyObjects(segmentation, *segmentation["size"])
-  elif isinstance(segmentation, dict):
-    encoded = segmentation
-  else:
-    polygons = [polygon for polygon in segmentation or () if _is_polygon(polygon)]
-    if polygons:
-      encoded = mask.merge(mask.frPyObjects(polygons, height, width))
-    else:
-      encoded = mask.encode(np.zeros((height, width), np.uint8, order="F"))
-  counts = encoded["counts"]
-  counts = counts if isinstance(counts, str) else counts.decode()
-  return {"size": [int(side) for side in encoded["size"]], "counts": counts}
-
-
-def _is_polygon(polygon) -> bool:
-  return len(polygon) >= 6 and len(polygon) % 2 == 0
-
-
-def _is_box(box) -> bool:
-  return isinstance(box, list) and len(box) == 4 and all(isinstance(value, (int, float)) for value in box)
-
-
-def _are_numbers(values, count: int) -> bool:
-  return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
-
-
-def _is_number(value) -> bool:
-  return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _keypoint_names(category: dict) -> KeypointNames:
-  joints = range(len(category["keypoints"]))
-  limbs = [(a - 1, b - 1) for a, b in category.get("skeleton") or ()]  # counted from 1 in the file
-  return KeypointNames.from_names(category["keypoints"], [(a, b) for a, b in limbs if a in joints and b in joints])
-
-
-def _keypoints(entries, num_joints: int) -> np.ndarray:
-  none = [0] * (3 * num_joints)
-  rows = [entry.get("keypoints") or none for entry in entries]
-  return np.array(rows, np.float32).reshape(-1, num_joints, 3)
-
-
-def _contents(path: pathlib.Path) -> dict:
+def _columns(path: pathlib.Path) -> Columns:
+  """The columns of an annotation file. Raises DataError: it cannot be read."""
   try:
-    contents = json.loads(path.read_text())
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+      raise DataError(f"{path}: {'is a directory' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
+    return columns.cached(path, status, lambda writer: _build(path, writer))
   except OSError as error:
-    raise DataError(f"{path}: {error.strerror.lower()}") from error
-  except ValueError as error:
-    raise DataError(f"{path}: not readable as JSON: {error}") from error
-  # Each key that an entry needs, and the least that its whole number may be (None: anything).
-  needed = {
-    "images": {"id": None, "file_name": None, "height": 1, "width": 1},
-    "annotations": {},
-    "categories": {"id": 0, "name": None},
-  }
-  missing = [key for key in needed if not isinstance(contents, dict) or key not in contents]
-  if missing:
-    raise DataError(f"{path}: has no {', '.join(missing)}: not a COCO annotation file")
-  for kind, keys in needed.items():
-    for number, entry in enumerate(contents[kind], 1):
-      problem = _unreadable(entry, keys)
-      if problem:
-        raise DataError(f"{path}: {kind}: entry {number} {problem}")
-  return contents
+    raise DataError(f"{path}: {error.strerror.lower() if error.strerror else error}") from error
 
 
-def _unreadable(entry, keys: dict[str, int | None]) -> str | None:
-  """Why an entry cannot even be looked at, or None."""
-  if not isinstance(entry, dict):
-    return f"is {entry!r}, no object"
-  absent = [key for key in keys if key not in entry]
-  if absent:
-    return f"has no {', '.join(absent)}"
-  for key, least in keys.items():
-    if least is not None and not (isinstance(entry[key], int) and entry[key] >= least):
-      name = entry.get("file_name", entry.get("name"))
-      return f"({name}) has {key} {entry[key]!r}, which is no whole number from {least} on"
-  return None
+def _build(path: pathlib.Path, writer: columns.Writer) -> Columns:
+  from rcnn_jax.data import coco_columns  # needs msgspec, and an accelerator machine has no more than jax
+
+  try:
+    encoded = path.read_bytes()
+  except OSError as error:
+    raise DataError(f"{path}: {error.strerror.lower() if error.strerror else error}") from error
+  return coco_columns.build(encoded, path, writer)
 
 
-def _missing_images(contents: dict, folder: pathlib.Path) -> list[Fault]:
-  present = {file.name for file in folder.iterdir()}
-  names = [image["file_name"] for image in contents["images"]]
-  missing = [name for name in names if name not in present and not (folder / name).is_file()]
-  return [Fault(str(folder / name), "no such image file") for name in missing]
+def _name(held: Columns, row: int) -> str:
+  """The file name of an image as the annotation file has it."""
+  start, stop = held["name_offsets"][row : row + 2].tolist()
+  return held["names"][start:stop].tobytes().decode("utf-8", "surrogatepass")
 
 
-def _examine(contents: dict, path: pathlib.Path, num_joints: int) -> tuple[list[Fault], list[dict]]:
-  """Every fault of the file, and the annotations that have no fatal one."""
-  faults = [Fault(str(path), f"names no {kind}") for kind in ("images", "categories") if not contents[kind]]
-  for kind, name in (("images", "image"), ("annotations", "annotation"), ("categories", "category")):
-    ids = collections.Counter(entry.get("id") for entry in contents[kind])
-    repeated = [(number, times) for number, times in ids.items() if times > 1]
-    faults += [Fault(str(path), f"{times} {kind} have this id", f"{name} {number}") for number, times in repeated]
-  for image in contents["images"]:
-    if not isinstance(image["id"], int) or not 0 <= image["id"] < 2**31:
-      faults.append(Fault(image["file_name"], f"image id {image['id']!r} is no whole number below 2 ** 31"))
-  file_of = {image["id"]: image["file_name"] for image in contents["images"]}
-  known = {category["id"] for category in contents["categories"]}
-  sizes = {image["id"]: (image["height"], image["width"]) for image in contents["images"]}
-  legible = []
-  for entry in contents["annotations"]:
-    image_id = entry.get("image_id")
-    item = f"annotation {entry.get('id')}"
-    if image_id not in file_of:
-      faults.append(Fault(str(path), f"belongs to image {image_id}, which is not in the table of images", item))
-      continue
-    problems = list(_entry_problems(entry, known, sizes[image_id], num_joints))
-    faults += [Fault(file_of[image_id], problem, item, fatal) for problem, fatal in problems]
-    if not any(fatal for _, fatal in problems):
-      legible.append(entry)
-  return faults, legible
+def _names(held: Columns) -> list[str]:
+  """The file names of all images."""
+  text, ends = held["names"].tobytes(), held["name_offsets"].tolist()
+  return [text[start:stop].decode("utf-8", "surrogatepass") for start, stop in zip(ends, ends[1:])]
 
 
-def _entry_problems(entry: dict, known: set, size: tuple[int, int], num_joints: int):
-  """Yields (problem, fatal) for one annotation; degenerate boxes and empty masks are told by `object_faults`."""
-  if entry.get("category_id") not in known:
-    yield f"category id {entry.get('category_id')} is not in the table of categories", True
-  if not _is_box(entry.get("bbox")):
-    yield f"bbox {entry.get('bbox')} is not four numbers", True
-  if not _is_number(entry.get("area", 0)):
-    yield f"area {entry['area']} is not a number: that of the box is taken", False
-  segmentation = entry.get("segmentation")
-  if isinstance(segmentation, dict) and tuple(segmentation.get("size", ())) != size:
-    yield f"the mask is {segmentation.get('size')}, the image is {list(size)} (height, width)", True
-  elif isinstance(segmentation, dict) and sum(_run_lengths(segmentation.get("counts"))) != math.prod(size):
-    yield f"the mask's run lengths are corrupt: they do not sum to the image's {math.prod(size)} pixels", True
-  if isinstance(segmentation, list) and not all(_is_polygon(polygon) for polygon in segmentation):
-    yield "a polygon of fewer than three points, or of an odd number of coordinates", False
-  joints = entry.get("keypoints")
-  if num_joints and joints and not _are_numbers(joints, 3 * num_joints):
-    yield f"keypoints are not {3 * num_joints} numbers, three for each of {num_joints} joints", True
+def _check_choice(chosen: Sequence[str], names: Sequence[str], path: pathlib.Path) -> None:
+  """Raises DataError unless the chosen class names occur in the file, each once in the choice."""
+  if not chosen or len(set(chosen)) < len(chosen):
+    given = ", ".join(chosen) or "none"
+    raise DataError(f"{path}: class_names must name at least one class, and none of them twice: {given}")
+  for name in chosen:
+    if name not in names:
+      nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.0)
+      hint = f": the nearest is {nearest[0]!r}" if nearest else ""
+      raise DataError(f"{path}: no category has the name {name!r} of class_names{hint}")
 
 
-def _run_lengths(counts: str | list | None) -> list[int]:
-  """The lengths that COCO's `counts` stand for, compressed or not; none where they are no such thing, or break off.
+def _keypoints(
+  entries: Sequence[dict[str, Any]], classes: Sequence[Category], class_of: np.ndarray, path: pathlib.Path
+) -> tuple[KeypointNames | None, np.ndarray, list[Fault]]:
+  """The joints of the first class that names some, the categories whose objects have these, and what is wrong."""
+  named = [row for row in np.argsort(class_of, kind="stable") if class_of[row] and entries[row]["keypoints"]]
+  if not named:
+    return None, np.zeros(len(entries), bool), []
+  joints, faults = entries[named[0]]["keypoints"], []
+  keypoints = KeypointNames.from_names(joints, entries[named[0]]["skeleton"])
+  others = [entries[row]["name"] for row in named if entries[row]["keypoints"] != joints]
+  if others:
+    problem = f"only one skeleton is supported, that of {entries[named[0]]['name']!r}: objects of other joints"
+    faults.append(Fault(str(path), f"{problem} ({', '.join(others)}) are read without them", fatal=False))
+  if keypoints.unpaired:
+    told = f"joints with a side and no counterpart, which a mirror image leaves as they are: {keypoints.unpaired}"
+    faults.append(Fault(str(path), told, fatal=False))
+  return keypoints, np.array([not entry["keypoints"] or entry["keypoints"] == joints for entry in entries]), faults
 
-  Compressed, a length is written in characters of five bits from the lowest on, and a sixth where more follow; from
-  the fourth on it is the difference to the length two before. pycocotools trusts what it is given.
-  """
-  if not isinstance(counts, str):
-    sound = isinstance(counts, list) and all(isinstance(length, int) and length >= 0 for length in counts)
-    return counts if sound else []
-  lengths, value, shift = [], 0, 0
-  for character in counts:
-    bits = ord(character) - 48
-    if not 0 <= bits < 64:
-      return []
-    value |= (bits & 31) << shift
-    shift += 5
-    if not bits & 32:
-      value -= (bits & 16) << (shift - 4)  # the highest bit is the sign
-      value += lengths[-2] if len(lengths) > 2 else 0
-      lengths.append(value)
-      value = shift = 0
-  return [] if shift or min(lengths, default=0) < 0 else lengths
+
+def _images_there(names: Sequence[str], folder: pathlib.Path) -> tuple[np.ndarray, dict[int, str], list[Fault]]:
+  """The places of the images whose files are there, the paths of those that are called otherwise, and the faults."""
+  try:
+    files, problems = file_names.find(names, folder)
+  except OSError as error:
+    raise DataError(f"{folder}: {error.strerror.lower() if error.strerror else error}") from error
+  faults = [Fault(readable(str(folder / names[row])), problem, fatal=False) for row, problem in problems.items()]
+  if names and len(problems) == len(names):
+    faults.insert(0, Fault(str(folder), f"has none of the {len(names)} images: {faults[0]}"))
+  return np.array([row for row in range(len(names)) if row not in problems], np.int64), files, faults

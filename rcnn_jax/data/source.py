@@ -6,13 +6,16 @@ returns the `Source`. Annotations are kept as they were written, faults included
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import re
 from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
 
 from rcnn_jax.data.errors import DataError, Fault
+from rcnn_jax.data.segmentations import is_empty
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +24,28 @@ class Category:
 
   id: int
   name: str
+
+
+_SIDES = {"left": "left", "l": "left", "right": "right", "r": "right"}
+
+
+def _words(name: str) -> list[str]:
+  """The words of a name in small letters: leftEye, left_eye and LEFT-EYE all have two."""
+  return [word.lower() for word in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|[A-Z]|\d+", name)]
+
+
+def _sided(name: str) -> tuple[tuple[str, ...], str | None]:
+  """A joint's name without its side, in words, and the side: "left", "right" or None."""
+  words = _words(name)
+  for place, word in enumerate(words):
+    if word in _SIDES:
+      return (*words[:place], "*", *words[place + 1 :]), _SIDES[word]
+  for place, word in enumerate(words):
+    found = re.fullmatch("(left|right)(.+)|(.+)(left|right)", word) or re.fullmatch("([lr])(..+)()()", word)
+    if found:
+      before, stem = ("*", found[2]) if found[1] else (found[3], "*")
+      return (*words[:place], before, stem, *words[place + 1 :]), _SIDES[found[1] or found[4]]
+  return tuple(words), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +61,30 @@ class KeypointNames:
 
   @classmethod
   def from_names(cls, names, skeleton=()) -> KeypointNames:
-    """Joints whose names differ only in left_ and right_ are each other's mirror image."""
+    """Joints whose names differ only in their side are each other's mirror image.
+
+    A side is "left" and "right" or "l" and "r" as a word of its own, or else at an end of a word: left_eye, LeftEye,
+    "Eye (L)", eyeL, lefteye, leye. Signs, spaces, digits and capital letters divide words; case does not count. Names
+    that stand twice are paired with nothing.
+    """
     names = tuple(names)
-    pairs = tuple(
-      (names.index(name), names.index(name.replace("left", "right", 1)))
-      for name in names
-      if "left" in name and name.replace("left", "right", 1) in names
-    )
-    return cls(names, pairs, tuple((int(a), int(b)) for a, b in skeleton))
+    places = collections.defaultdict(list)
+    for place, name in enumerate(names):
+      stem, side = _sided(name)
+      places[stem, side].append(place)
+    pairs = [
+      (lefts[0], places[stem, "right"][0])
+      for (stem, side), lefts in list(places.items())
+      if side == "left" and len(lefts) == len(places.get((stem, "right"), ())) == 1
+    ]
+    return cls(names, tuple(sorted(pairs)), tuple((int(a), int(b)) for a, b in skeleton))
+
+  @property
+  def unpaired(self) -> tuple[str, ...]:
+    """The joints whose names have a side as a word of its own, and that no mirror exchanges with another."""
+    paired = {place for pair in self.flip_pairs for place in pair}
+    sided = [place for place, name in enumerate(self.names) if any(word in _SIDES for word in _words(name))]
+    return tuple(self.names[place] for place in sided if place not in paired)
 
   @property
   def flip_order(self) -> np.ndarray:
@@ -106,6 +147,8 @@ class Overview:
   num_keypoints: np.ndarray  # i32[n], labelled joints of the trainable objects; 0 where the source names no joints
   num_faulty: int  # objects of all images
   first_fault: str | None  # of these, in one line: file, object, reason
+  image_ids: np.ndarray  # i32[n]
+  file_names: tuple[str, ...]
 
 
 def overview(source: Source, masks: bool) -> Overview:
@@ -120,7 +163,7 @@ def overview(source: Source, masks: bool) -> Overview:
   own = getattr(source, "overview", None)
   if own is not None:
     return own(masks)
-  sizes, counts, faults = [], [], []
+  sizes, counts, faults, names, ids = [], [], [], [], []
   for index in range(len(source)):
     annotations = source.annotations(index, masks=masks)
     if masks:
@@ -130,9 +173,12 @@ def overview(source: Source, masks: bool) -> Overview:
     trainable = [row for row, crowd in enumerate(annotations.crowd) if not crowd and row not in faulty]
     labelled = () if annotations.keypoints is None else annotations.keypoints[trainable, :, 2] > 0
     sizes.append(annotations.size)
+    names.append(annotations.file_name)
+    ids.append(annotations.image_id)
     counts.append((len(annotations.boxes) - len(faulty), len(trainable), np.count_nonzero(labelled)))
   columns = np.array(counts, np.int32).reshape(-1, 3).T
-  return Overview(np.array(sizes, np.int32).reshape(-1, 2), *columns, len(faults), next(iter(faults), None))
+  sizes, first = np.array(sizes, np.int32).reshape(-1, 2), next(iter(faults), None)
+  return Overview(sizes, *columns, len(faults), first, np.array(ids, np.int32), tuple(names))
 
 
 def unfollowed_orientation(source: Source, index: int) -> int:
@@ -164,12 +210,14 @@ def untrainable(found: Overview) -> str | None:
 
 
 def concatenate(overviews: Sequence[Overview]) -> Overview:
-  """The overview of several sources as one, in their order; of at least one."""
+  """The overview of several sources as one, in their order; of at least one. The images are numbered from 1."""
   arrays = ("sizes", "num_objects", "num_trainable", "num_keypoints")
   return Overview(
     **{name: np.concatenate([getattr(one, name) for one in overviews]) for name in arrays},
     num_faulty=sum(one.num_faulty for one in overviews),
     first_fault=next((one.first_fault for one in overviews if one.first_fault is not None), None),
+    image_ids=np.arange(1, sum(len(one.sizes) for one in overviews) + 1, dtype=np.int32),
+    file_names=tuple(name for one in overviews for name in one.file_names),
   )
 
 
@@ -193,6 +241,14 @@ def box_fault(box: np.ndarray, size: tuple[int, int]) -> str | None:
   return None
 
 
+def degenerate(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+  """bool[N]: the boxes f32[N, 4] for which `box_fault` has a reason, each in an image of sizes[n] (height, width)."""
+  height, width = sizes[:, 0], sizes[:, 1]
+  x1, y1, x2, y2 = boxes.T
+  finite = np.isfinite(boxes).all(axis=1)
+  return ~(finite & (x2 > x1) & (y2 > y1) & (x1 < width) & (y1 < height) & (x2 > 0) & (y2 > 0))
+
+
 def object_faults(annotations: Annotations) -> dict[int, str]:
   """The objects that no detector can be trained on: row -> reason."""
   found = {}
@@ -203,13 +259,6 @@ def object_faults(annotations: Annotations) -> dict[int, str]:
     if problem is not None:
       found[row] = problem
   return found
-
-
-def is_empty(segmentation: dict) -> bool:
-  """Whether a run-length encoded mask has no pixel."""
-  from pycocotools import mask
-
-  return int(mask.area(segmentation)) == 0
 
 
 def clean(annotations: Annotations) -> Annotations:

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
+
 from rcnn_jax.data.coco import CocoFolder, CocoSource
+from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.source import Category, KeypointNames
 
 UNUSED = "N/A"
+MOST_CLASSES = 10_000
 # COCO's categories by id, from 1 on, as torchvision lists them beside its weights.
 COCO = (
   "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,N/A,stop sign,"
@@ -56,8 +60,19 @@ class CocoById(CocoFolder):
   """A COCO folder in which class k is the category of id k; ids that the file does not name are 'N/A'."""
 
   def open(self, strict: bool = True) -> CocoSource:
-    """As CocoFolder's, with one category for each id up to the greatest. Raises DataError as that does."""
+    """As CocoFolder's, with one category for each id up to the greatest.
+
+    Raises:
+      DataError: as that does; `class_names` are chosen; an id is no class number (1 to 10,000).
+    """
+    if self.class_names is not None:
+      raise DataError(f"{self.annotations}: class_names are chosen, but the classes are the ids of the file")
     source = super().open(strict)
+    ids = np.array([category.id for category in source.categories], np.int64)
+    wrong = ids[(ids < 1) | (ids > MOST_CLASSES)]
+    if len(wrong):
+      raise DataError(f"{self.annotations}: category id {wrong[0]} is no class number (1 to {MOST_CLASSES})")
     names = {category.id: category.name for category in source.categories}
-    numbers = range(1, max(names, default=0) + 1)
-    return dataclasses.replace(source, categories=tuple(Category(k, names.get(k, UNUSED)) for k in numbers))
+    numbers = range(1, int(ids.max(initial=0)) + 1)
+    categories = tuple(Category(k, names.get(k, UNUSED)) for k in numbers)
+    return dataclasses.replace(source, categories=categories, class_of=ids.astype(np.int32))
