@@ -146,7 +146,8 @@ def imported(
   experiment: Experiment, model: detector.Detector, tensors: Tensors, skip: str | None, library: Library
 ) -> dict:
   """The variables of the model with the values of the tensors; raises WeightsError for a misfit."""
-  fresh = lambda: detector.init_variables(model, jax.random.key(experiment.seed), pipeline.example_canvas(experiment.data))
+  canvas = pipeline.example_canvas(experiment.data)
+  fresh = lambda: detector.init_variables(model, jax.random.key(experiment.seed), canvas)
   try:
     return library.load(tensors, fresh() if skip else jax.eval_shape(fresh), model, skip)
   except WeightsError as error:

@@ -283,3 +283,15 @@ def test_a_fifth_stage_over_each_roi_belongs_to_the_backbone(tmp_path):
 
   path = str(tmp_path / "w.safetensors")
   jax.tree.map(np.testing.assert_array_equal, load(path, split(variables)), split(load(path, variables)))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 0), (0, 3, 7, 7), (1, 1, 1, 1, 1)])
+@pytest.mark.parametrize("named", [dict, as_timm, as_caffe2], ids=["torchvision", "timm", "caffe2"])
+def test_right_names_with_any_shapes_are_refused_and_never_a_traceback(tmp_path, named, shape):
+  vgg = named is as_timm
+  variables = with_trunk() if vgg else fresh(ResNet(50, levels=(2,)))
+  theirs = named(vgg_classifier() if vgg else as_torchvision(variables, {}))
+  path = tmp_path / "w.pkl"
+  path.write_bytes(pickle.dumps({name: np.zeros(shape, np.float32) for name in theirs}))
+  with pytest.raises(WeightsError, match="the model has"):
+    load(str(path), variables, trunk=vgg)

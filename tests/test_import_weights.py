@@ -153,6 +153,15 @@ def test_what_does_not_fit_is_refused_by_name(change, message):
     torchvision.load(changed, template(), small().model)
 
 
+@pytest.mark.parametrize("shape", [(), (3,), (3, 0), (1, 16), (2**40, 0), (3, 4, 4)])
+def test_a_head_without_classes_is_none(shape):
+  """Of a head of 2**40 rows without columns, which is a file of a hundred bytes, a label was made for each."""
+  name = "roi_heads.box_predictor.cls_score.weight"
+  with pytest.raises(WeightsError, match=f"{name} is .*: no scores of a background and classes"):
+    torchvision.LIBRARY.num_classes({name: np.zeros(shape, np.float32)})
+  assert torchvision.LIBRARY.num_classes({name: np.zeros((3, 16), np.float32)}) == 2
+
+
 def test_parts_that_torchvision_does_not_have():
   with pytest.raises(WeightsError, match="nothing like proposer/gate/bias"):
     torchvision.export({"params": {"proposer": {"gate": {"bias": np.zeros(1)}}}}, small().model)

@@ -7,6 +7,7 @@ torchvision's only in the names of the layers behind the features, of which VGG'
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -113,7 +114,8 @@ def _without_timms_names(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray
   for name, tensor in tensors.items():
     layer, _, leaf = name.rpartition(".")
     if layer in TIMM:
-      name, tensor = f"{TIMM[layer]}.{leaf}", tensor.reshape(len(tensor), -1) if leaf == "weight" else tensor
+      flat = (len(tensor), math.prod(tensor.shape[1:])) if tensor.ndim == 4 else tensor.shape
+      name, tensor = f"{TIMM[layer]}.{leaf}", tensor.reshape(flat)
     renamed[name] = tensor
   return renamed
 

@@ -22,7 +22,7 @@ def as_torchvision(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     stem = re.fullmatch(r"(?:res_)?conv1_(?:bn_)?([wsb])", name)
     inner = re.fullmatch(r"res(\d)_(\d+)_branch(1|2[abc])_(?:bn_)?([wsb])", name)
     if stem and name != "conv1_b":  # the first convolution's bias is zero: its norm's shift follows
-      named |= _layer("conv1", "bn1", stem[1], tensor[:, ::-1] if stem[1] == "w" else tensor)
+      named |= _layer("conv1", "bn1", stem[1], tensor[:, ::-1] if tensor.ndim == 4 else tensor)
     elif inner:
       block, layer = f"layer{int(inner[1]) - 1}.{inner[2]}", BRANCHES[inner[3]]
       kernel = "downsample.0" if layer == "downsample" else layer

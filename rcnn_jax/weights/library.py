@@ -61,10 +61,13 @@ class Library:
 
   def num_classes(self, tensors: Tensors) -> int:
     """K, without the background; raises WeightsError where the tensors are not a detector's."""
-    kernel = next((tensors[name] for name in self.classes if name in tensors), None)
-    if kernel is None:
+    name = next((name for name in self.classes if name in tensors), None)
+    if name is None:
       raise WeightsError(f"no tensor {self.classes[0]}: not a detector of {self.title}'s")
-    return kernel.shape[0] - 1
+    shape = tensors[name].shape
+    if len(shape) != 2 or shape[0] < 2 or not shape[1]:
+      raise WeightsError(f"{name} is {shape}: no scores of a background and classes")
+    return shape[0] - 1
 
   def load(self, tensors: Tensors, variables: dict, detector: Any, skip: str | None = None) -> dict:
     """`variables` with the values of a detector of the library's.
