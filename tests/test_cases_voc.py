@@ -52,12 +52,12 @@ def test_voc_mixed_case_ext():
 def test_voc_difficult_false():
   source = opened("voc_difficult_false")
   check(source, ".jpg")
-  assert not source.is_difficult.any()
+  assert not source.table.difficult.any()
 
 
 def test_voc_names_with_spaces():
   source = opened("voc_names_with_spaces")
-  assert source.files == ("my photo (0).jpg", "my photo (1).jpg")
+  assert source.table.file_names == ("my photo (0).jpg", "my photo (1).jpg")
   assert source.annotations(0).boxes[0].tolist() == FIRST[0] and source.image(1).shape == (80, 96, 3)
 
 
@@ -71,7 +71,7 @@ def test_voc_normalised_boxes():
 
 def test_voc_same_stem():
   source = opened("voc_same_stem")
-  assert source.files == ("im000.jpg", "im001.jpg")
+  assert source.table.file_names == ("im000.jpg", "im001.jpg")
 
 
 def test_voc_size_zero():

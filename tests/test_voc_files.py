@@ -28,7 +28,7 @@ def read(root: pathlib.Path, split: str | bytes) -> tuple[tuple[str, ...], list[
   """(the image files, the faults without the root) of a split file's contents."""
   (root / "ImageSets/Main/train.txt").write_bytes(split if isinstance(split, bytes) else split.encode())
   source = VocFolder(str(root), "train").open(strict=False)
-  return source.files, [str(fault).replace(f"{root}/", "") for fault in source.faults]
+  return source.table.file_names, [str(fault).replace(f"{root}/", "") for fault in source.faults]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
@@ -121,7 +121,7 @@ def test_a_name_that_stands_31_times_is_read_once(tmp_path):
     ["ImageSets/Main/train.txt: names 2 images more than once (a 32 times): each is read once"],
   )
   source = VocFolder(str(root), "train").open()
-  assert source.image_ids.tolist() == [1, 2, 3]
+  assert source.table.image_ids.tolist() == [1, 2, 3]
   assert read(root, "a\na\nb\n")[1] == [
     "ImageSets/Main/train.txt: names 1 image more than once (a 2 times): each is read once"
   ]

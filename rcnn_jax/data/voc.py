@@ -14,6 +14,7 @@ import numpy as np
 from rcnn_jax.data import images, voc_files, voc_xml
 from rcnn_jax.data.errors import DataError, Fault, clipped, raise_or_warn
 from rcnn_jax.data.source import Annotations, Category
+from rcnn_jax.data.table import Table
 from rcnn_jax.data.voc_xml import Record
 
 logger = logging.getLogger(__name__)
@@ -77,7 +78,14 @@ class VocFolder:
     if strict:
       raise_or_warn(fatal + faults)
       self._warn_of_other_classes(path, rows)
-    return _source(self, pictures.root, rows, classes, (*fatal, *faults))
+    class_of = {name: number for number, name in enumerate(classes, 1)}
+    return VocSource(
+      categories=tuple(Category(number, name) for name, number in class_of.items()),
+      folder=pictures.root,
+      table=Table.of([_annotations(row, self, class_of) for row in rows]),
+      faults=(*fatal, *faults),
+      upright=self.upright,
+    )
 
   def _classes(self, files: voc_files.Files, records: dict[str, Record]) -> tuple[tuple[str, ...], list[Fault]]:
     """The names of the classes, and what is wrong with those that were asked for."""
@@ -110,49 +118,29 @@ class VocFolder:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class VocSource:
-  """An open VOC folder of n images with N objects; the objects of image i are rows `ends[i]` to `ends[i + 1]`."""
+  """An open VOC folder."""
 
   categories: tuple[Category, ...]
-  folder: pathlib.Path
-  files: tuple[str, ...]  # n paths in the folder
-  image_ids: np.ndarray  # i32[n]
-  sizes: np.ndarray  # i32[n, 2], (height, width)
-  ends: np.ndarray  # i64[n + 1]
-  boxes: np.ndarray  # f32[N, 4]
-  classes: np.ndarray  # i32[N]
-  is_difficult: np.ndarray  # bool[N]
-  numbers: np.ndarray  # i64[N], the object's position in its file, from 1
+  folder: pathlib.Path  # in which the table's file names are
+  table: Table
   faults: tuple[Fault, ...]
   upright: bool = False
   keypoints: None = None
 
   def __len__(self) -> int:
-    return len(self.files)
+    return len(self.table)
 
   def annotations(self, index: int, masks: bool = True) -> Annotations:
     """The objects of image `index`; VOC folders have no masks of objects here."""
-    del masks
-    rows = slice(self.ends[index], self.ends[index + 1])
-    boxes = self.boxes[rows].copy()
-    return Annotations(
-      image_id=int(self.image_ids[index]),
-      file_name=self.files[index],
-      size=tuple(self.sizes[index].tolist()),
-      boxes=boxes,
-      classes=self.classes[rows].copy(),
-      crowd=np.zeros(len(boxes), bool),
-      difficult=self.is_difficult[rows].copy(),
-      ids=self.numbers[rows].copy(),
-      areas=(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
-    )
+    return self.table.annotations(index, masks)
 
   def image(self, index: int) -> np.ndarray:
     """u8[H, W, 3] RGB."""
-    return images.read(self.folder / self.files[index], self.upright)
+    return images.read(self.folder / self.table.file_names[index], self.upright)
 
   def orientation(self, index: int) -> int:
     """The EXIF orientation that `image` does not follow; 1 where it does, or there is none."""
-    return 1 if self.upright else images.orientation(self.folder / self.files[index])
+    return 1 if self.upright else images.orientation(self.folder / self.table.file_names[index])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,28 +178,24 @@ def _usable(image_id, name, record: Record | None, pictures, folder, upright) ->
   return _Row(image_id, file, size, record), record.faults
 
 
-def _source(folder: VocFolder, root, rows: Sequence[_Row], classes, faults) -> VocSource:
-  class_of = {name: number for number, name in enumerate(classes, 1)}
-  kept = lambda item: item.name in class_of and (folder.difficult or not item.difficult)
-  objects = [[item for item in row.record.objects if kept(item)] for row in rows]
-  every = [item for items in objects for item in items]
+def _annotations(row: _Row, folder: VocFolder, class_of: dict[str, int]) -> Annotations:
+  objects = [item for item in row.record.objects if item.name in class_of and (folder.difficult or not item.difficult)]
   with np.errstate(over="ignore"):  # a corner beyond float32 becomes infinite, which is told as a degenerate box
-    boxes = np.array([item.corners for item in every], np.float64).reshape(-1, 4).astype(np.float32)
+    boxes = np.array([item.corners for item in objects], np.float64).reshape(-1, 4).astype(np.float32)
   if folder.one_based:
     # A box that is degenerate as written stays so: counting pixels would turn a stray click into a 1-pixel object.
     proper = (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
     boxes[:, :2] -= proper[:, None].astype(np.float32)
-  return VocSource(
-    categories=tuple(Category(number, name) for name, number in class_of.items()),
-    folder=root,
-    files=tuple(row.file for row in rows),
-    image_ids=np.array([row.image_id for row in rows], np.int32),
-    sizes=np.array([row.size for row in rows], np.int32).reshape(-1, 2),
-    ends=np.concatenate([[0], np.cumsum([len(items) for items in objects], dtype=np.int64)]).astype(np.int64),
+  with np.errstate(over="ignore", invalid="ignore"):
+    areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+  return Annotations(
+    image_id=row.image_id,
+    file_name=row.file,
+    size=row.size,
     boxes=boxes,
-    classes=np.array([class_of[item.name] for item in every], np.int32),
-    is_difficult=np.array([item.difficult for item in every], bool),
-    numbers=np.array([item.number for item in every], np.int64),
-    faults=faults,
-    upright=folder.upright,
+    classes=np.array([class_of[item.name] for item in objects], np.int32),
+    crowd=np.zeros(len(objects), bool),
+    difficult=np.array([item.difficult for item in objects], bool),
+    ids=np.array([item.number for item in objects], np.int64),
+    areas=areas,
   )
