@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pathlib
+import sys
+import types
 
-import numpy as np
 import pytest
+from PIL import Image
 
 from rcnn_jax.data import validate
-from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.tfds import Tfds
 from rcnn_jax.data.voc import VocFolder, VocSource
 
 CASES = pathlib.Path(__file__).parents[2] / "shared" / "cases"
@@ -112,3 +114,32 @@ def test_voc_xml_bogus_encoding():
     "im001.xml: declares the unknown encoding 'utf8mb4': read as UTF-8",
   ]
   check(spec.open(), ".jpg")
+
+
+def test_tfds_kitti_like(tmp_path, monkeypatch):
+  maker = types.ModuleType("make")  # what the case draws its pictures with
+  items = [("square", 9, 8, 30, 20), ("disc", 50, 40, 10, 9)]
+  maker.draw = lambda seed: (Image.new("RGB", (96, 80), (seed, 0, 0)), items)
+  monkeypatch.setitem(sys.modules, "make", maker)
+  monkeypatch.syspath_prepend(CASES / "tfds_kitti_like")
+  import kittilike
+  import tensorflow_datasets as tfds
+
+  tfds.disable_progress_bar()
+  expected = {
+    "textid": ["2007_000000", "2007_000001", "2007_000002", "2007_000003"],
+    "bigid": [2019000000901, 2019000000902, 2019000000903, 2019000000904],
+  }
+  for kind in ("kittilike", "textid", "bigid"):
+    monkeypatch.setattr(kittilike, "KIND", kind)
+    kittilike.Kittilike(data_dir=str(tmp_path / kind), file_format="array_record").download_and_prepare()
+    spec = Tfds("kittilike", "train", str(tmp_path / kind))
+    if kind == "kittilike":
+      (line,) = validate.faults(spec)
+      assert line.endswith("not a detection data set of the usual form: objects have no label, but bbox, type")
+      continue
+    source = spec.open()
+    found = [source.annotations(row) for row in range(4)]
+    assert [one.image_id for one in found] == [1, 2, 3, 4]  # in the order of the records, which TFDS shuffles
+    assert sorted(one.file_id for one in found) == expected[kind]
+    assert found[0].boxes.tolist() == [[9, 8, 39, 28], [50, 40, 60, 49]]

@@ -51,7 +51,7 @@ def test_lists_that_are_not_unicode_are_read_as_what_names_files(tmp_path, encod
 def test_names_of_files_that_are_no_text_are_found(tmp_path):
   root = folder(tmp_path, "im0")
   for sub, end in (("Annotations", "xml"), ("JPEGImages", "jpg")):
-    os.rename(root / sub / f"im0.{end}", os.fsencode(root / sub) + b"/\xb7\xbd." + end.encode())  # GBK on the disk too
+    os.rename(root / sub / f"im0.{end}", os.fsencode(root / sub) + b"/\xb7\xbd." + end.encode())  # GBK on disk
   files, faults = read(root, b"\xb7\xbd\n")
   assert [os.fsencode(file) for file in files] == [b"\xb7\xbd.jpg"] and faults == []
 

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from rcnn_jax.data import images
-from rcnn_jax.data.errors import DataError, Fault
+from rcnn_jax.data.errors import DataError, Fault, raise_or_warn
 from rcnn_jax.data.source import Annotations, Category
+from rcnn_jax.data.table import Table
+from rcnn_jax.data.tfds_record import Form, form_of, parse, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,49 +34,94 @@ class Tfds:
   data_dir: str = "~/tensorflow_datasets"
 
   def open(self, strict: bool = True) -> TfdsSource:
-    """Reads every record's annotations once. Raises DataError: not prepared, no such split, TensorFlow needed."""
-    del strict  # TFDS has checked what it wrote
-    import tensorflow_datasets as tfds
+    """Reads every record's annotations once. A record that cannot be read is left out, and is one of the faults.
 
-    builder = tfds.builder_from_directory(_prepared_folder(pathlib.Path(self.data_dir).expanduser(), self.name))
+    Raises:
+      DataError: not prepared, no such split, not a detection data set, TensorFlow needed; or, when `strict`, no
+        record can be read.
+    """
+    builder = _builder(_prepared_folder(pathlib.Path(self.data_dir).expanduser(), self.name))
     _check_split(builder, self.split)
-    features = builder.info.features
-    if "image" not in features or "objects" not in features:
-      raise DataError(f"{builder.data_dir}: not a detection data set: its features are {', '.join(features)}")
+    form = form_of(builder.info.features, str(builder.data_dir))
     records = _records(builder, self.split)
-    annotations = tuple(_annotations(records[row], row, self.name) for row in range(len(records)))
-    names = features["objects"]["label"].names
-    categories = tuple(Category(number, name) for number, name in enumerate(names, 1))
-    return TfdsSource(categories, records, annotations)
+    rows, annotations, faults = [], [], []
+    for row in range(len(records)):
+      found, problems = _read(records, row, self.name, form)
+      faults += problems
+      if found is not None:
+        rows.append(row)
+        annotations.append(found)
+    annotations, repeated = _with_ids(annotations)
+    if repeated is not None:
+      problem = f"image/id {repeated!r} stands twice: images are numbered"
+      faults.append(Fault(str(builder.data_dir), problem, fatal=False))
+    if not rows:
+      faults.insert(0, Fault(str(builder.data_dir), f"no record can be read: {faults[0]}"))
+    if strict:
+      raise_or_warn(faults)
+    categories = tuple(Category(number, name) for number, name in enumerate(form.names, 1))
+    return TfdsSource(categories, records, np.array(rows, np.int64), Table.of(annotations), tuple(faults))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class TfdsSource:
   """An open TFDS data set."""
 
   categories: tuple[Category, ...]
   records: Sequence[dict]  # images still encoded
-  parsed: tuple[Annotations, ...]
+  rows: np.ndarray  # i64[n], which of the records the images of the table are
+  table: Table
   faults: tuple[Fault, ...] = ()
   keypoints: None = None
 
   def __len__(self) -> int:
-    return len(self.parsed)
+    return len(self.table)
 
   def annotations(self, index: int, masks: bool = True) -> Annotations:
     """The objects of image `index`."""
-    annotations = self.parsed[index]
-    return annotations if masks else dataclasses.replace(annotations, segmentations=None)
+    return self.table.annotations(index, masks)
 
   def image(self, index: int) -> np.ndarray:
     """u8[H, W, 3] RGB."""
-    return images.decode(self.records[index]["image"], self.parsed[index].file_name)
+    return images.decode(self._encoded(index), self.table.file_names[index])
+
+  def orientation(self, index: int) -> int:
+    """The EXIF orientation of image `index`, which `image` does not follow; 1: there is none."""
+    return images.orientation(self._encoded(index))
+
+  def _encoded(self, index: int) -> bytes:
+    try:
+      return self.records[int(self.rows[index])]["image"]
+    except Exception as error:  # as in `_read`
+      raise DataError(f"{self.table.file_names[index]}: the record cannot be read: {reason(error)}") from error
+
+
+def _read(records: Sequence[dict], row: int, name: str, form: Form) -> tuple[Annotations | None, list[Fault]]:
+  """One record: its annotations, numbered from 1, or None; and what is wrong with it."""
+  try:
+    record = records[row]
+  except Exception as error:  # of array_record, protobuf, TFDS: whatever they raise on damaged bytes
+    problem = f"the record cannot be read: {reason(error)}"
+    return None, [Fault(f"{name}, image {row + 1}", problem, fatal=False)]
+  return parse(record, row + 1, name, form)
+
+
+def _with_ids(annotations: Sequence[Annotations]) -> tuple[list[Annotations], int | str | None]:
+  """The images with the data set's own ids where these are whole numbers of 31 bits, and with numbers from 1 else.
+
+  Returns:
+    The annotations, and the first id that stands twice, if one does.
+  """
+  ids = [one.image_id if one.file_id is None else one.file_id for one in annotations]
+  seen: set = set()
+  repeated = next((number for number in ids if number in seen or seen.add(number)), None)
+  if repeated is None and all(isinstance(number, int) and 0 <= number < 2**31 for number in ids):
+    return [dataclasses.replace(one, image_id=number, file_id=None) for one, number in zip(annotations, ids)], None
+  return list(annotations), repeated
 
 
 def _prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
   """The folder of the newest version of the data set, found by its dataset_info.json."""
-  import tensorflow_datasets as tfds
-
   folder = data_dir / name
   found = [info.parent for depth in (".", "*", "*/*") for info in folder.glob(f"{depth}/dataset_info.json")]
   if not found:
@@ -82,7 +129,27 @@ def _prepared_folder(data_dir: pathlib.Path, name: str) -> pathlib.Path:
   configs = {path.parent for path in found}
   if len(configs) > 1:
     raise DataError(f"{folder}: several configurations, name one: {', '.join(sorted(p.name for p in configs))}")
-  return max(found, key=lambda path: tfds.core.Version(path.name))
+  return max(found, key=_version)
+
+
+def _version(folder: pathlib.Path) -> tuple[bool, tuple[int, ...]]:
+  """What folders are ordered by: those whose name is a version behind those whose is none."""
+  numbers = folder.name.split(".")
+  whole = len(numbers) == 3 and all(number.isascii() and number.isdigit() for number in numbers)
+  return whole, tuple(map(int, numbers)) if whole else ()
+
+
+def _builder(folder: pathlib.Path):
+  import tensorflow_datasets as tfds
+
+  try:
+    builder = tfds.builder_from_directory(folder)
+    features, splits = builder.info.features, builder.info.splits
+  except Exception as error:  # of protobuf, JSON and TFDS, on damaged descriptions
+    raise DataError(f"{folder}: TFDS cannot read its description: {reason(error)}") from error
+  if not features or not splits:
+    raise DataError(f"{folder}: its description names no {'splits' if features else 'features'}")
+  return builder
 
 
 def _check_split(builder, split: str) -> None:
@@ -93,8 +160,8 @@ def _check_split(builder, split: str) -> None:
     raise DataError(f"{builder.data_dir}: no split {unknown[0]!r}; it has {have}")
   try:
     num_images = builder.info.splits[split].num_examples
-  except ValueError as error:
-    raise DataError(f"{builder.data_dir}: no split {split!r}: {str(error).splitlines()[0]}") from error
+  except Exception as error:  # ValueError, and others where the numbers are nonsense
+    raise DataError(f"{builder.data_dir}: no split {split!r}: {reason(error)}") from error
   if not num_images:
     raise DataError(f"{builder.data_dir}: the split {split!r} has no images")
 
@@ -104,41 +171,14 @@ def _records(builder, split: str) -> Sequence[dict]:
 
   undecoded = {"image": tfds.decode.SkipDecoding()}
   file_format = builder.info.file_format.value
-  if file_format == "array_record":
-    return builder.as_data_source(split=split, decoders=undecoded)
-  if importlib.util.find_spec("tensorflow") is None:
+  if file_format != "array_record" and importlib.util.find_spec("tensorflow") is None:
     raise DataError(
       f"{builder.data_dir}: stored as {file_format}, which needs TensorFlow (pip install 'rcnn-jax[tensorflow]'); "
       "or prepare it again with file_format=array_record"
     )
-  return list(tfds.as_numpy(builder.as_dataset(split=split, decoders=undecoded)))
-
-
-def _annotations(record: dict, row: int, name: str) -> Annotations:
-  objects = record["objects"]
-  file_name = _text(record.get("image/filename", f"{name}, image {row + 1}"))
-  height, width = size = images.encoded_size(record["image"], file_name)
-  edges = np.array(objects["bbox"], np.float64).reshape(-1, 4)  # ymin, xmin, ymax, xmax in 0..1
-  # Whole pixels do not survive division in float32: a thousandth of a pixel brings them back.
-  boxes = np.round(edges[:, [1, 0, 3, 2]] * [width, height, width, height], 3).astype(np.float32)
-  sides = boxes[:, 2:] - boxes[:, :2]
-  segmentations = None
-  if "segmentation" in objects:
-    segmentations = tuple({"size": [height, width], "counts": _text(counts)} for counts in objects["segmentation"])
-  none = np.zeros(len(boxes), bool)
-  return Annotations(
-    image_id=int(record.get("image/id", row + 1)),
-    file_name=file_name,
-    size=size,
-    boxes=boxes,
-    classes=np.array(objects["label"], np.int32).reshape(-1) + 1,
-    crowd=np.array(objects.get("is_crowd", none), bool).reshape(-1),
-    difficult=np.array(objects.get("is_difficult", none), bool).reshape(-1),
-    ids=np.arange(1, len(boxes) + 1),
-    areas=np.array(objects.get("area", sides.prod(1)), np.float32).reshape(-1),
-    segmentations=segmentations,
-  )
-
-
-def _text(value: str | bytes) -> str:
-  return value.decode() if isinstance(value, bytes) else value
+  try:
+    if file_format == "array_record":
+      return builder.as_data_source(split=split, decoders=undecoded)
+    return list(tfds.as_numpy(builder.as_dataset(split=split, decoders=undecoded)))
+  except Exception as error:  # a part is missing or damaged
+    raise DataError(f"{builder.data_dir}: the split {split!r} cannot be read: {reason(error)}") from error
