@@ -10,6 +10,7 @@ import dataclasses
 import io
 import re
 import struct
+import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -21,6 +22,7 @@ _IN_WORDS = (
   re.compile(rb"P7\n(?:.*\n){0,50}?WIDTH (?P<width>\d{1,9})\nHEIGHT (?P<height>\d{1,9})\n"),  # PAM
   re.compile(rb"#\?(?:.*\n){1,50}?-Y (?P<height>\d{1,9}) \+X (?P<width>\d{1,9})\n"),  # Radiance
 )
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ORIENTATION, _WIDTH, _HEIGHT = 274, 256, 257  # tags of TIFF, whose form EXIF has too
 _DAMAGED = (struct.error, IndexError, ValueError, OverflowError, OSError)  # cut off, or a place outside the file
 _BYTES_OF = {1: "B", 3: "H", 4: "I", 16: "Q"}  # types of TIFF's whole numbers
@@ -49,10 +51,38 @@ def read_header_of(encoded: bytes) -> Header | None:
   return read_header(io.BytesIO(encoded))
 
 
+def decodable(encoded: bytes) -> bytes | None:
+  """What a decoder may be given of an image file, which is all of it but for PNG; None: it is cut off or damaged.
+
+  OpenCV 5 takes as much memory as the length of a part of a PNG file says, before it reads it, and crashes on some
+  damaged animations: what it is given has whole parts, and only those of the picture that stands still.
+  """
+  if not encoded.startswith(_PNG):
+    return encoded
+  view, place = memoryview(encoded), len(_PNG)
+  parts, moves = [_PNG], False
+  while place + 12 <= len(view):
+    length, name = struct.unpack(">I4s", view[place : place + 8])
+    end = place + 8 + length
+    if end + 4 > len(view):
+      return None
+    checked = name in (b"IHDR", b"PLTE", b"IDAT", b"IEND")
+    if checked and zlib.crc32(view[place + 4 : end]) != int.from_bytes(view[end : end + 4], "big"):
+      return None
+    if name in (b"acTL", b"fcTL", b"fdAT"):
+      moves = True
+    else:
+      parts.append(view[place : end + 4])
+    if name == b"IEND":
+      return b"".join(parts) if moves else encoded
+    place = end + 4
+  return None
+
+
 def _header(start: bytes, file: BinaryIO) -> Header | None:
   if start.startswith(b"\xff\xd8\xff"):
     return _jpeg(file)
-  if start.startswith(b"\x89PNG\r\n\x1a\n"):
+  if start.startswith(_PNG):
     return _png(start, file)
   if start[:4] == b"RIFF" and start[8:12] == b"WEBP":
     return _webp(start, file)
@@ -181,5 +211,5 @@ def _tiff_tags(file: BinaryIO) -> dict[int, int]:
     tag, kind = struct.unpack(f"{order}HH", entry[:4])
     if tag in (_WIDTH, _HEIGHT, _ORIENTATION) and kind in _BYTES_OF:
       form = f"{order}{_BYTES_OF[kind]}"
-      tags[tag] = struct.unpack(form, entry[length - (8 if big else 4) :][: struct.calcsize(form)])[0]
+      tags.setdefault(tag, struct.unpack(form, entry[length - (8 if big else 4) :][: struct.calcsize(form)])[0])
   return tags

@@ -9,7 +9,7 @@ import stat
 import numpy as np
 
 from rcnn_jax.data.errors import DataError
-from rcnn_jax.data.image_header import Header, read_header, read_header_of
+from rcnn_jax.data.image_header import Header, decodable, read_header, read_header_of
 
 # What OpenCV reads, by the end of the file's name in small letters; the contents decide.
 EXTENSIONS = (
@@ -42,13 +42,13 @@ def decode(encoded: bytes, name: str, upright: bool = False) -> np.ndarray:
   """
   header = _header(read_header_of(encoded), name, len(encoded))
   cv2 = _opencv()
-  whole = not encoded.startswith(b"\x89PNG") or b"IEND" in encoded  # libpng writes a line of its own on stderr
   try:
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
-    image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags) if whole else None
+    sound = decodable(encoded)
+    image = cv2.imdecode(np.frombuffer(sound, np.uint8), flags) if sound else None
   except cv2.error:
     image = None
-  if image is None:
+  if image is None or image.shape[:2] != header.size:
     raise DataError(f"{name}: not an image, or truncated ({len(encoded)} bytes)")
   return _turned(image, header.orientation) if upright else image
 
