@@ -9,7 +9,8 @@ import types
 import pytest
 from PIL import Image
 
-from rcnn_jax.data import validate
+from rcnn_jax.data import images, pipeline, validate
+from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.tfds import Tfds
 from rcnn_jax.data.voc import VocFolder, VocSource
@@ -114,6 +115,35 @@ def test_voc_xml_bogus_encoding():
     "im001.xml: declares the unknown encoding 'utf8mb4': read as UTF-8",
   ]
   check(spec.open(), ".jpg")
+
+
+def coco(name: str, **choices) -> CocoFolder:
+  return CocoFolder(str(CASES / name / "images"), str(CASES / name / "ann.json"), **choices)
+
+
+def test_exif_upright_labels():
+  explained = "that is the photograph turned as its EXIF orientation 6 says: set upright=True"
+  lines = [line for line in validate.faults(coco("exif_upright_labels"))]
+  assert lines == [
+    f"im00{n}.jpg: the file is 80 x 96, its annotations are for 96 x 80: {explained}" for n in range(3)
+  ]
+  with pytest.raises(DataError, match="im000.jpg: the file is 80 x 96, .*EXIF orientation 6 says: set upright=True$"):
+    source = coco("exif_upright_labels").open()
+    pipeline.load(pipeline.Data(None, None), source, 0, (480, 640), 8, None)
+  assert list(validate.faults(coco("exif_upright_labels", upright=True))) == []
+  source = coco("exif_upright_labels", upright=True).open()
+  assert all(source.image(row).shape[:2] == source.annotations(row).size == (80, 96) for row in range(3))
+
+
+def test_exif_square_labels():
+  flags = [images.orientation(CASES / f"exif_square_labels/images/s{n}.jpg") for n in range(3)]
+  assert min(flags) > 1
+  lines = list(validate.faults(coco("exif_square_labels")))
+  assert [line.split(" is not followed")[0] for line in lines] == [
+    f"s{n}.jpg: its EXIF orientation {flag}" for n, flag in enumerate(flags)
+  ]
+  assert all("upright=True" in line for line in lines)
+  assert list(validate.faults(coco("exif_square_labels", upright=True))) == []
 
 
 def test_tfds_kitti_like(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import sys
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from test_coco_source import contents, write
 from test_voc import write_image, write_object
 
@@ -50,6 +51,41 @@ def test_every_fault_of_a_voc_folder(voc):
     "a.jpg: object 1: degenerate box [5, 5, 5, 9]: width 0, height 4",
     "a.jpg: object 2: degenerate box [89, 0, 99, 9]: outside the image of 60 x 40",
     "JPEGImages/b.jpg: not an image, or truncated (670 bytes)",
+  ]
+
+
+def turn(path: pathlib.Path, flag: int) -> None:
+  """Sets the EXIF orientation of a photograph."""
+  exif = Image.Exif()
+  exif[0x0112] = flag
+  with Image.open(path) as picture:
+    picture.load()
+  picture.save(path, exif=exif)
+
+
+def test_an_orientation_flag_is_a_fault_unless_the_images_are_read_upright(voc):
+  turn(voc / "JPEGImages/a.jpg", 3)  # upside down, of the same size
+  turn(voc / "JPEGImages/b.jpg", 8)
+  path = voc / "Annotations/b.xml"  # annotated as people see it: 40 x 60
+  path.write_text(path.read_text().replace("60</width><height>40", "40</width><height>60"))
+  turned = "that is the photograph turned as its EXIF orientation 8 says: set upright=True"
+  assert [line.replace(f"{voc}/", "") for line in validate.faults(VocFolder(str(voc)))] == [
+    f"JPEGImages/b.jpg: the file is 60 x 40, its annotations are for 40 x 60: {turned}",
+    "a.jpg: its EXIF orientation 3 is not followed: its boxes are read as those of the image as it is stored "
+    "(with upright=True, as those of the image turned upright)",
+  ]
+  upright = VocFolder(str(voc), upright=True)
+  assert list(validate.faults(upright)) == []
+  source = upright.open()
+  assert source.annotations(1).size == source.image(1).shape[:2] == (60, 40)
+
+
+def test_a_set_without_objects_is_told(voc):
+  for name in "abcde":
+    write_image(voc, name, "")
+  write_image(voc, "f", write_object("dog", (1, 1, 20, 20)))
+  assert list(validate.faults(VocFolder(str(voc)))) == [
+    "no image has an object to train on: none of the 5 images has an object"
   ]
 
 

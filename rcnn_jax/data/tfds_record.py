@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from rcnn_jax.data import images
-from rcnn_jax.data.coco import _run_lengths
 from rcnn_jax.data.errors import DataError, Fault
+from rcnn_jax.data.segmentations import check_runs
 from rcnn_jax.data.source import Annotations
 
 # Columns that make (x1, y1, x2, y2) of each of TFDS' forms of a box, and whether it is in fractions of the image.
@@ -113,14 +113,16 @@ def reason(error: Exception) -> str:
 
 def _problems(corners, labels, counts, size, form: Form) -> dict[int, str]:
   """Why an object cannot be read, by its row; a box that is degenerate is told elsewhere."""
-  problems = {}
+  problems, num_pixels, sound = {}, size[0] * size[1], np.ones(len(corners), bool)
+  if counts is not None:
+    sound, _ = check_runs([text.encode("latin-1", "replace") for text in counts], np.full(len(counts), num_pixels))
   for row, (box, label) in enumerate(zip(corners, labels)):
     if not 0 <= label < len(form.names):
       problems[row] = f"label {label} is none of the {len(form.names)} classes, which are counted from 0"
     elif _BOX_FORMS[form.box_form][1] and (np.any(box < -_BEYOND) or np.any(box > 1 + _BEYOND)):
       problems[row] = f"bbox [{', '.join(f'{value:g}' for value in box)}] is not in 0..1, fractions of the image"
-    elif counts is not None and sum(_run_lengths(counts[row])) != size[0] * size[1]:
-      problems[row] = f"the mask's run lengths are corrupt: they do not sum to the image's {size[0] * size[1]} pixels"
+    elif not sound[row]:
+      problems[row] = f"the mask's run lengths are corrupt: they do not sum to the image's {num_pixels} pixels"
   return problems
 
 

@@ -27,7 +27,7 @@ def faults(spec: Any) -> Iterator[str]:
   for index in range(len(source)):
     yield from _image_faults(source, index)
   found = overview(source, masks=False)
-  nothing = untrainable(found)
+  nothing = untrainable(found) if len(source) else None  # else the faults have said so
   if nothing is not None and not found.num_faulty:  # faulty objects have been named one by one
     yield nothing
 
