@@ -9,8 +9,8 @@ weights, without PyTorch,
 
 Pixels are float32 and not smoothed before they shrink, as torchvision's. Each image stands on the canvas that
 torchvision gives it when it is detected alone: its own size, padded to multiples of 32. Each canvas compiles once,
-about 70 for val2017; the programs are kept in WORKDIR/compiled. In training, where torchvision pads a batch to its
-largest image, seven canvases serve.
+about 70 for val2017; on an accelerator the programs are kept in WORKDIR/compiled. In training, where torchvision pads
+a batch to its largest image, seven canvases serve.
 
 The stages are torchvision's own schedule; --init_from=runs/torchvision starts from the imported weights.
 """

@@ -6,9 +6,7 @@ import dataclasses
 import logging
 import os
 import pathlib
-import platform
 import sys
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -68,21 +66,25 @@ def define_compilation_cache() -> None:
   """Defines --compilation_cache."""
   define_path(
     "compilation_cache",
-    "Directory in which compiled programs are kept from run to run; WORKDIR/compiled where images have canvases of "
-    "their own (PaddedToMultiple).",
+    "Directory in which compiled programs are kept from run to run; on an accelerator WORKDIR/compiled where images "
+    "have canvases of their own (PaddedToMultiple).",
   )
 
 
 def keep_programs(experiment: Experiment, workdir: str) -> None:
-  """Keeps compiled programs where --compilation_cache says, or beside the run where there will be many of them."""
+  """Keeps compiled programs where --compilation_cache says, or beside the run where there will be many of them.
+
+  Not beside the run on a CPU: its programs use the instructions of the machine that compiled them, run directories
+  are shared by machines, and XLA warns of each program that it reads back.
+  """
   from jax.experimental.compilation_cache import compilation_cache
 
   from rcnn_jax.data.transforms import PaddedToMultiple
 
   folder = FLAGS.compilation_cache
-  many = isinstance(experiment.data.canvases, PaddedToMultiple)
-  if folder is None and many and jax.config.jax_compilation_cache_dir is None and _can_write(workdir):
-    folder = os.path.join(workdir, "compiled", _machine())
+  if folder is None and isinstance(experiment.data.canvases, PaddedToMultiple) and jax.default_backend() != "cpu":
+    named = jax.config.jax_compilation_cache_dir  # by the environment
+    folder = named or (os.path.join(workdir, "compiled") if _can_write(workdir) else None)
   if folder is not None:
     jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder))
     compilation_cache.reset_cache()  # a program that was compiled before has settled that there is none
@@ -92,22 +94,6 @@ def _can_write(folder: str) -> bool:
   """Whether files can be made in a folder, or the folder itself where it is not there yet."""
   path = pathlib.Path(folder).absolute()
   return os.access(next(each for each in (path, *path.parents) if each.exists()), os.W_OK)
-
-
-def _machine() -> str:
-  """A name for machines that can run each other's programs.
-
-  JAX itself tells accelerators apart, but not CPUs: run directories are shared by machines, of which an older one
-  lacks instructions that a newer one's programs use.
-  """
-  if jax.default_backend() != "cpu":
-    return jax.default_backend()
-  try:
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    lines = []
-  kinds = [line for line in lines if line.partition(":")[0].strip() in ("flags", "Features")]
-  return f"cpu-{zlib.crc32((kinds or [platform.processor()])[0].encode()):08x}"
 
 
 def chosen_experiment() -> Experiment:

@@ -170,23 +170,28 @@ launch_flags.define_compilation_cache()
 flags.FLAGS(sys.argv)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x + 1)(1.0)  # a program that was compiled before
+jax.default_backend = lambda: "{backend}"
 launch_flags.keep_programs(experiment.load("{name}"), "run")
 jax.jit(lambda x: x * 2 + 1)(3.0)
 """
 
 
+IMPORTED = "torchvision_fasterrcnn_resnet50_fpn"
+
+
 @pytest.mark.parametrize(
-  "name, options, kept",
+  "name, backend, options, kept",
   [
-    ("torchvision_fasterrcnn_resnet50_fpn", (), "run/compiled"),
-    ("torchvision_fasterrcnn_resnet50_fpn", ("--compilation_cache=elsewhere",), "elsewhere"),
-    ("demo", (), None),
+    (IMPORTED, "gpu", (), "run/compiled"),
+    (IMPORTED, "cpu", (), None),
+    (IMPORTED, "cpu", ("--compilation_cache=elsewhere",), "elsewhere"),
+    ("demo", "gpu", (), None),
   ],
 )
-def test_programs_are_kept_beside_the_run_where_there_will_be_many(tmp_path, name, options, kept):
+def test_programs_are_kept_beside_the_run_where_there_will_be_many(tmp_path, name, backend, options, kept):
   environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
   environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  command = [sys.executable, "-c", KEEPS.format(name=name), *options]
+  command = [sys.executable, "-c", KEEPS.format(name=name, backend=backend), *options]
   ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
   assert ended.returncode == 0, ended.stderr
   programs = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-cache")]

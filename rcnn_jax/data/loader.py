@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import grain
 import numpy as np
 
-from rcnn_jax.data import pipeline, proposals
+from rcnn_jax.data import pipeline, proposals, worker
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.proposals import StoredProposals
@@ -25,8 +25,8 @@ from rcnn_jax.types import Batch
 
 logger = logging.getLogger(__name__)
 
+_WORKER_GONE = "a worker process of the loader is gone (out of memory? fewer data.workers or data.prefetch need less)"
 MANY_CANVASES = 8  # compiling a detector's step for one takes about a minute
-_READ = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)  # batches that are decoded ahead by threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +95,19 @@ class TrainPlan:
 class TrainIterator(Iterator[Batch]):
   """Training batches from any step on. The state is the number of the next step, for any number of workers."""
 
-  def __init__(self, dataset: grain.MapDataset, workers: int):
-    self._dataset, self._workers = dataset, workers
+  def __init__(self, dataset: grain.MapDataset, workers: int, read: grain.ReadOptions):
+    self._dataset, self._workers, self._read = dataset, workers, read
     self._next_step, self._batches = 0, None
 
   def __next__(self) -> Batch:
     if self._batches is None:
       self._batches = self._start()
-    batch = next(self._batches)
+    try:
+      batch = next(self._batches)
+    except RuntimeError as error:
+      if "Worker process was terminated" not in str(error):
+        raise
+      raise DataError(f"{_WORKER_GONE}: {str(error).partition('.')[0]}") from error
     self._next_step += 1
     return batch
 
@@ -121,18 +126,19 @@ class TrainIterator(Iterator[Batch]):
       self._batches.close()
     self._batches = None
 
-  def _start(self) -> grain.DatasetIterator:
-    batches = self._dataset.slice(slice(self._next_step, None)).to_iter_dataset(_READ)
-    if self._workers:
-      batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers))
-    return iter(batches)
+  def _start(self) -> grain.DatasetIterator | worker.ReadApart:
+    batches = self._dataset.slice(slice(self._next_step, None)).to_iter_dataset(self._read)
+    if not self._workers:
+      return iter(batches)
+    batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=self._workers), worker.begin)
+    return worker.ReadApart(lambda: iter(batches))
 
 
 class EvalBatches:
   """Every image of a source exactly once, canvas by canvas; a sized iterable."""
 
-  def __init__(self, dataset: grain.MapDataset):
-    self._dataset = dataset
+  def __init__(self, dataset: grain.MapDataset, read: grain.ReadOptions):
+    self._dataset, self._read = dataset, read
 
   def __len__(self) -> int:
     return len(self._dataset)
@@ -142,7 +148,7 @@ class EvalBatches:
 
   def start(self, index: int) -> Iterator[Batch]:
     """The batches from number `index` on."""
-    return iter(self._dataset.slice(slice(index, None)).to_iter_dataset(_READ))
+    return iter(self._dataset.slice(slice(index, None)).to_iter_dataset(self._read))
 
 
 def training_epoch(data: Data, source: Source, batch_size: int | None = None) -> Epoch:
@@ -204,7 +210,7 @@ def train_loader(
   regions = open_proposals(data, source, 0)
   load = functools.partial(_load_rows, data, source, regions, epoch.max_objects, share, seed)
   plan = TrainPlan(epoch, seed=seed, num_steps=num_steps)
-  return TrainIterator(grain.MapDataset.source(plan).map(load), data.workers)
+  return TrainIterator(grain.MapDataset.source(plan).map(load), data.workers, _read_options(data))
 
 
 def eval_batches(
@@ -229,7 +235,14 @@ def eval_batches(
   ]
   regions = open_proposals(data, source, 1)
   load = functools.partial(_load_rows, data, source, regions, found.max_objects, share, None)
-  return EvalBatches(grain.MapDataset.source(plan).map(load))
+  return EvalBatches(grain.MapDataset.source(plan).map(load), _read_options(data))
+
+
+def _read_options(data: Data) -> grain.ReadOptions:
+  for name, least in (("workers", 0), ("read_threads", 1), ("prefetch", 1)):
+    if getattr(data, name) < least:
+      raise DataError(f"data.{name} is {getattr(data, name)}: it must be at least {least}")
+  return grain.ReadOptions(data.read_threads, max(data.prefetch, data.read_threads))
 
 
 def _by_canvas(

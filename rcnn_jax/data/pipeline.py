@@ -56,7 +56,11 @@ class Data:
   )
   num_proposals: tuple[int, int] = (2000, 2000)  # (train, eval): so many of an image's best stand in a batch
   search: SelectiveSearch | None = None  # how launch.prepare_data finds them, unless its options say otherwise
-  workers: int = 0  # processes that decode in training; 0: threads of this one
+  # What decodes, and how far ahead; batches do not depend on it. In training it is `workers` processes, or this one
+  # where there are none, in evaluation always this one; each has so many threads, and holds so many finished batches.
+  workers: int = 0
+  read_threads: int = 2
+  prefetch: int = 4
 
 
 @dataclasses.dataclass(frozen=True)
