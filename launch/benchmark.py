@@ -1,9 +1,12 @@
 """Times an experiment's train step and detection on synthetic batches, beside torchvision's in the same run.
 
     python -m launch.benchmark --experiment=NAME_OR_FILE [--peer=torchvision --peer_python=VENV/bin/python]
+    python -m launch.benchmark --suite=input --coco_images=DIR --coco_annotations=FILE [--referee]
 
 Repeats alternate between this project and the peer, so that a machine whose speed drifts changes both alike; the
 medians and their ratio are what to quote. Needs nothing beyond jax, flax, optax, numpy and absl.
+
+The suite `input` measures what a data set costs before and beside the device: see `launch.benchmark_input`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
-from absl import flags
+from absl import app, flags
 
 from launch import flags as launch_flags
 from rcnn_jax.data import pipeline
@@ -46,7 +49,8 @@ class BenchmarkError(RuntimeError):
 
 def define_flags() -> None:
   """Defines the options of this command."""
-  launch_flags.define_experiment()
+  flags.DEFINE_enum("suite", "step", ["step", "input"], "What is measured: steps on the device, or the data's path.")
+  launch_flags.define_experiment(required=False)
   flags.DEFINE_integer("batch_size", None, "Images in a batch; by default the experiment's (train, eval) pair.")
   flags.DEFINE_integer("num_classes", 80, "Object classes, where the experiment leaves them to its data.")
   flags.DEFINE_integer("num_objects", 16, "Objects in each synthetic image.")
@@ -56,16 +60,50 @@ def define_flags() -> None:
   flags.DEFINE_integer("iterations", 3, "Steps in a repeat.", lower_bound=1)
   flags.DEFINE_enum("peer", None, ["torchvision"], "Measure this too, in turns with ours.")
   launch_flags.define_path("peer_python", "The Python that has the peer installed.")
+  launch_flags.define_path("coco_images", "Of --suite=input: a folder of images; tests/large_coco.py makes one.")
+  launch_flags.define_path("coco_annotations", "Of --suite=input: the COCO annotation file of --coco_images.")
+  flags.DEFINE_bool("referee", False, "Of --suite=input: let pycocotools compute the AP too, which takes minutes.")
   launch_flags.define_path("output", "Write the numbers to this JSON file.")
 
 
 def main(argv: list[str]) -> None:
   """Measures, prints a table, writes --output."""
   del argv
+  if FLAGS.suite == "input":
+    report = input_report()
+  else:
+    report = step_report()
+  if FLAGS.output:
+    with open(FLAGS.output, "w") as file:
+      json.dump(report, file, indent=1)
+
+
+def input_report() -> dict:
+  """Measures what a data set costs, prints the table, and returns the numbers."""
+  from launch import benchmark_input
+
+  if not FLAGS.coco_images or not FLAGS.coco_annotations:
+    raise app.UsageError("--suite=input needs --coco_images and --coco_annotations")
+  found = benchmark_input.measure(FLAGS.coco_images, FLAGS.coco_annotations, FLAGS.repeats, FLAGS.referee)
+  report = {"command": command(), "environment": environment(), "input": found}
+  print(f"{FLAGS.coco_annotations} on {report['environment']['cores']} cores")
+  print(benchmark_input.table(found))
+  return report
+
+
+def command() -> str:
+  """What was typed, for the record."""
+  return " ".join(["python -m launch.benchmark", *sys.argv[1:]])
+
+
+def step_report() -> dict:
+  """Measures train step and detection, prints the table, and returns the numbers."""
+  if not FLAGS.experiment:
+    raise app.UsageError("--experiment is needed, or --suite=input")
   experiment = launch_flags.chosen_experiment()
   sizes = (FLAGS.batch_size, FLAGS.batch_size) if FLAGS.batch_size else tuple(experiment.data.batch_size)
   peer = Peer(experiment, sizes) if FLAGS.peer else None
-  report = {"command": " ".join(["python -m launch.benchmark", *sys.argv[1:]]), "environment": environment()}
+  report = {"command": command(), "environment": environment()}
   for name, prepare, size in (("train", prepare_train, sizes[0]), ("detect", prepare_detect, sizes[1])):
     repeat, compiled = prepare(experiment, synthetic_batch(experiment, size))
     contestants = {"ours": repeat} | ({"peer": lambda name=name: peer.measure(name)} if peer else {})
@@ -74,9 +112,7 @@ def main(argv: list[str]) -> None:
     report["environment"]["peer"] = peer.close()
   report["peak_memory_MiB"] = peak_memory()
   print(table(experiment.name, report))
-  if FLAGS.output:
-    with open(FLAGS.output, "w") as file:
-      json.dump(report, file, indent=1)
+  return report
 
 
 def prepare_train(experiment: Experiment, batch: Batch) -> tuple[Callable[[], float], dict]:

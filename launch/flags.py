@@ -38,9 +38,10 @@ def define_path(name: str, help_text: str, required: bool = False) -> None:
   flags.DEFINE(_PathParser(), name, None, help_text, required=required)
 
 
-def define_experiment() -> None:
+def define_experiment(required: bool = True) -> None:
   """Defines --experiment, --set and --print_experiment."""
-  flags.DEFINE_string("experiment", None, "Name of a file in experiments/, or the path of a .py file.", required=True)
+  help_text = "Name of a file in experiments/, or the path of a .py file."
+  flags.DEFINE_string("experiment", None, help_text, required=required)
   define_set()
   flags.DEFINE_bool(
     "print_experiment",

@@ -106,8 +106,8 @@ def _read_categories(raws: Sequence[msgspec.Raw], path: str) -> tuple[list[dict[
 def _whole(given: int | str) -> int | None:
   """The number that an id is or spells, if it fits into 64 bits."""
   if isinstance(given, str):
-    plain = given.removeprefix("-").isdecimal() and given.isascii() and len(given) < 20
-    given = int(given) if plain else 2**63
+    digits = given.isascii() and given.removeprefix("-").isdecimal() and len(given) < 20
+    given = int(given) if digits and str(int(given)) == given else 2**63
   return given if -(2**63) <= given < 2**63 else None
 
 

@@ -29,7 +29,7 @@ from rcnn_jax.data.coco_schema import Annotation, ImageOf, are_points, read, sho
 from rcnn_jax.data.coco_schema import RunLengths as Runs
 from rcnn_jax.data.columns import Writer, offsets
 from rcnn_jax.data.errors import Fault
-from rcnn_jax.data.segmentations import EMPTY, FILLED, NONE, REFUSED, Polygons
+from rcnn_jax.data.segmentations import EMPTY, FARTHEST, FILLED, NONE, REFUSED, Polygons
 
 CHUNK = 20_000  # annotations that are decoded together
 AMBIGUOUS, UNKNOWN = -1, -2  # in place of an image: one that is left out, and one that the file does not name
@@ -258,7 +258,7 @@ def _joints(chunk: Chunk, categories: np.ndarray) -> list[list[float]]:
   for number in sorted(suspects.union(number for number, each in enumerate(joints) if each)):
     own = num_joints[categories[number]] if categories[number] >= 0 else 0
     fitting = {own} if own else every
-    if len(joints[number]) / 3 not in fitting or not np.isfinite(joints[number]).all():
+    if len(joints[number]) / 3 not in fitting or not (np.abs(joints[number]) < FARTHEST).all():
       count = own or next(count for count in num_joints if count)
       chunk.fault(number, f"keypoints are not {3 * count} numbers, three for each of {count} joints")
       joints[number] = []

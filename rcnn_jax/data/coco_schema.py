@@ -83,12 +83,15 @@ def document(encoded: bytes, path: pathlib.Path) -> Document:
   """
   encoded = as_utf8(encoded)
   try:
-    found = _decode(encoded, Document)
-  except msgspec.ValidationError as error:
-    raise DataError(f"{path}: {_mistaken(encoded)}: not a COCO annotation file") from error
-  except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    try:
+      found = _decode(encoded, Document)
+    except msgspec.ValidationError:
+      found, mistake = None, _mistaken(encoded)  # which finds out whether the rest is JSON
+  except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
     reason = "nested too deeply" if isinstance(error, RecursionError) else error
     raise DataError(f"{path}: not readable as JSON: {reason}") from error
+  if found is None:
+    raise DataError(f"{path}: {mistake}: not a COCO annotation file")
   missing = [name for name in Document.__struct_fields__ if getattr(found, name) is msgspec.UNSET]
   if missing:
     raise DataError(f"{path}: has no {', '.join(missing)}: not a COCO annotation file")
@@ -140,7 +143,7 @@ def _mistaken(encoded: bytes) -> str:
   if encoded.lstrip()[:1] != b"{":
     return "holds a list, as a file of results does" if encoded.lstrip()[:1] == b"[" else "holds no tables"
   tables = _decode(encoded, dict[str, msgspec.Raw])
-  wrong = next(name for name in Document.__struct_fields__ if name in tables and bytes(tables[name])[:1] not in b"[n")
+  wrong = next(name for name in Document.__struct_fields__ if bytes(tables.get(name, b"n"))[:1] not in b"[n")
   return f"{wrong} is {shown(json.loads(bytes(tables[wrong])))}, not a list"
 
 
