@@ -190,7 +190,7 @@ def masks_to_entries(repeats: int) -> float:
 
 
 def detections_to_ap(referee: bool) -> dict[str, float]:
-  """Seconds from drawn detections to COCO's metrics of boxes; with `referee`, pycocotools' seconds and numbers too."""
+  """Seconds from drawn detections to COCO's metrics of boxes; with `referee`, also pycocotools' and the difference."""
   from rcnn_jax.evaluation import coco
 
   truth, results = drawn_results(np.random.default_rng(0), IMAGES, DETECTIONS, CLASSES)

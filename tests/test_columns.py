@@ -1,4 +1,4 @@
-"""The cache of annotations: shared by path, written whole or not at all, and rebuilt whenever it cannot be trusted."""
+"""The cache of annotations: shared by path, written whole or not at all, and rebuilt where it cannot be trusted."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def test_what_was_never_finished_is_removed_a_day_later(builder, home):
   assert len(folders(home)) == 2
 
 
-def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder_that_goes(builder, home, tmp_path, monkeypatch):
+def test_a_cache_that_cannot_be_written_is_replaced_by_a_temporary_folder(builder, home, tmp_path, monkeypatch):
   home.parent.write_text("a file where the cache should be")
   monkeypatch.setattr(columns.tempfile, "tempdir", str(tmp_path))
   held = builder.open()

@@ -1,4 +1,4 @@
-"""A drawn set of COCO's shape, at a small size: sound, the same whenever it is drawn, and light in worker processes."""
+"""A drawn set of COCO's shape, at a small size: sound, the same whenever it is drawn, and light for workers."""
 
 from __future__ import annotations
 

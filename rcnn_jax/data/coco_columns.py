@@ -137,7 +137,8 @@ def _read_images(raws: Sequence[msgspec.Raw], path: str) -> tuple[list[Image], d
     ambiguous = len({entry.file_name for entry in usable}) > 1
     if len(usable) > 1:
       done = "left out" if ambiguous else "read once, as they name one file"
-      faults.append(Fault(path, f"{len(usable)} images have this id: {done}", f"image {shown(usable[0].id)}", fatal=False))
+      problem = f"{len(usable)} images have this id: {done}"
+      faults.append(Fault(path, problem, f"image {shown(usable[0].id)}", fatal=False))
     if usable and not ambiguous:
       row_of[usable[0].id] = len(entries)
       entries.append(usable[0])
