@@ -18,7 +18,7 @@ from PIL import Image
 
 from rcnn_jax.evaluation import page, plots
 from rcnn_jax.evaluation.detect import EvaluationError
-from rcnn_jax.files import write_text
+from rcnn_jax.files import write_text, writing
 
 HEADLINES = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "keypoints/AP", "voc/mAP_area", "voc/mAP_11pt")
 PLOTTED = ("bbox/AP", "bbox/AP50", "bbox/AP75", "segm/AP", "keypoints/AP", "voc/mAP_area")
@@ -316,7 +316,8 @@ def _png(figure: Figure) -> bytes:
 
 def _save(path: pathlib.Path, figure: Figure) -> bytes:
   data = _png(figure)
-  path.write_bytes(data)
+  with writing(path) as file:
+    file.write(data)
   return data
 
 
