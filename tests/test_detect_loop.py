@@ -366,3 +366,26 @@ def test_a_model_is_evaluated_on_its_own_classes_alone():
     check_categories(scenes.CATEGORIES, renamed)
   with pytest.raises(EvaluationError, match="the model has 3 classes, the evaluation data have 2"):
     check_categories(scenes.CATEGORIES, scenes.CATEGORIES[:2])
+
+
+class Named(scenes.Scenes):
+  """Images with ids of the data set's own, of which the model knows nothing."""
+
+  def __init__(self, file_ids):
+    super().__init__(num_images=len(file_ids))
+    self._file_ids = file_ids
+
+  def annotations(self, index, masks=True):
+    return dataclasses.replace(super().annotations(index, masks), file_id=self._file_ids[index])
+
+
+@pytest.mark.parametrize("file_ids", [["a.b", "b", "\ud800"], [2019000000903, -5, 0], [7, None, "x"]])
+def test_detections_are_written_with_the_data_sets_own_ids(tmp_path, file_ids):
+  metrics = evaluate(
+    scenes.ColourFinder(), scenes.VARIABLES, scenes.DATA, Named(file_ids), tmp_path, Evaluation(pictures=0)
+  )
+  assert metrics["bbox/AP"] == pytest.approx(1)
+  written = json.loads((tmp_path / "detections.json").read_text())
+  expected = [100 + n if file_id is None else file_id for n, file_id in enumerate(file_ids)]
+  objects = {expected[n]: len(Named(file_ids).annotations(n).boxes) for n in range(3)}
+  assert {one: sum(e["image_id"] == one for e in written) for one in objects} == objects

@@ -20,9 +20,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
-from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from rcnn_jax import hosts
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.files import is_plain, plain_path
 from rcnn_jax.training import log, optim
@@ -107,7 +107,7 @@ class CheckpointStore:
     arguments = ocp.args.Composite(
       variables=ocp.args.StandardSave(variables),
       optimizer=ocp.args.StandardSave(optimizer),
-      host=ocp.args.JsonSave({"loaders": _gathered(_encode(loader_state)), "unlogged": unlogged}),
+      host=ocp.args.JsonSave({"loaders": hosts.gathered(_encode(loader_state)), "unlogged": unlogged}),
     )
     with _in_one_line(folder_of_checkpoints(self._workdir) / str(step), "written"):
       self._manager.save(step, args=arguments, force=True)
@@ -191,16 +191,6 @@ def _encode(loader_state: Any) -> str:
 def _decode(text: str) -> Any:
   form = json.loads(text)
   return base64.b64decode(form["bytes"]) if "bytes" in form else form["json"]
-
-
-def _gathered(text: str) -> list[str]:
-  """The text of every process, by process index."""
-  if jax.process_count() == 1:
-    return [text]
-  data = np.frombuffer(text.encode(), np.uint8)
-  lengths = multihost_utils.process_allgather(np.int32(len(data)))
-  padded = multihost_utils.process_allgather(np.pad(data, (0, lengths.max() - len(data))))
-  return [row[:length].tobytes().decode() for row, length in zip(padded, lengths, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------------- reading a run
