@@ -1,4 +1,4 @@
-"""What is fuzzed of VOC folders, images and TFDS: each function takes any bytes, and lets nothing out but a DataError.
+"""What is fuzzed of VOC folders, images and TFDS: functions that take any bytes and let nothing out but a DataError.
 
 Each writes its bytes into a folder that it keeps, opens that as commands do, and reads what there is to read.
 """

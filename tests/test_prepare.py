@@ -65,6 +65,24 @@ def test_processes_find_what_one_process_finds(voc, tmp_path):
   assert sorted(path.name for path in tmp_path.iterdir()) == ["alone", "together"]
 
 
+@pytest.mark.parametrize("processes", [0, 2])
+def test_images_that_cannot_be_read_stop_no_other_and_are_named(tmp_path, processes):
+  write_squares(tmp_path / "voc")
+  spec = VocFolder(str(tmp_path / "voc"), "train")
+  photograph = tmp_path / "voc/JPEGImages/1.png"
+  whole = photograph.read_bytes()
+  photograph.write_bytes(whole[:-20])
+  source = spec.open()
+  find = prepare.searcher(spec, source, SEARCH, processes)
+  with pytest.raises(DataError, match="1.png: not an image, or truncated .* 1 image cannot be read; what the others"):
+    prepared(tmp_path / "found", spec, find)
+  kept = sorted(path.name for path in (tmp_path / "found.unfinished").iterdir())
+  assert kept == ["0.npz", "2.npz", "3.npz", "settings.json"]
+  photograph.write_bytes(whole)
+  stored = prepared(tmp_path / "found", spec, lambda missing: find(missing) if missing == [1] else [])
+  assert len(stored) == 4 and not (tmp_path / "found.unfinished").exists()
+
+
 KILLED = """
 import os, pathlib, signal
 from rcnn_jax.data import prepare

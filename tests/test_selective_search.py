@@ -107,3 +107,11 @@ def test_opencv_without_its_contrib_modules_is_named(monkeypatch, picture):
   monkeypatch.delattr(cv2, "ximgproc")
   with pytest.raises(DataError, match="pip install opencv-contrib-python-headless"):
     SEARCH(picture, "picture")
+
+
+def test_a_sliver_is_not_enlarged_to_the_width_of_others():
+  sliver = np.full((3000, 2, 3), 100, np.uint8)
+  sliver[1000:2000] = 250
+  found = SelectiveSearch(width=40, min_side=1)(sliver, "sliver")  # searched at 160 x 1 pixels, not at 60,000 x 40
+  assert len(found.boxes) >= 1
+  assert (found.boxes >= 0).all() and (found.boxes <= [2, 3000, 2, 3000]).all()

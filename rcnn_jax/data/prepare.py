@@ -27,16 +27,17 @@ from rcnn_jax.data.selective_search import SelectiveSearch
 from rcnn_jax.data.source import Source
 from rcnn_jax.files import write_json
 
-# Given the images (their places in the source) that are still missing, yields them in any order.
-Find = Callable[[Sequence[int]], Iterable[tuple[int, Regions]]]
+# Given the images (their places in the source) that are still missing, yields them in any order; with the error where
+# one cannot be read.
+Find = Callable[[Sequence[int]], Iterable[tuple[int, Regions | DataError]]]
 
 
 def prepare(folder: pathlib.Path, settings: dict[str, Any], spec: Any, source: Source, find: Find) -> StoredProposals:
   """The proposals of every image in `folder`: found, or what is there already from the same settings.
 
   Raises:
-    DataError: the folder, or what an interrupted command has left beside it, is of other settings or other data; an
-      image cannot be read.
+    DataError: the folder, or what an interrupted command has left beside it, is of other settings or other data; or,
+      once all others are found and kept, an image cannot be read.
   """
   head = proposals.header(settings, spec, source)
   if folder.exists():
@@ -47,10 +48,17 @@ def prepare(folder: pathlib.Path, settings: dict[str, Any], spec: Any, source: S
   _claim(unfinished, head)
   missing = [index for index in range(len(source)) if _read_part(unfinished, index) is None]
   bar = tqdm.tqdm(total=len(source), initial=len(source) - len(missing), desc=folder.name, unit="image")
+  failed = []
   with bar:
-    for index, regions in find(missing):
-      _write_part(unfinished, index, regions)
+    for index, found in find(missing):
+      if isinstance(found, DataError):
+        failed.append(found)
+      else:
+        _write_part(unfinished, index, found)
       bar.update()
+  if failed:
+    what = "1 image" if len(failed) == 1 else f"{len(failed):,} images (the first is named)"
+    raise DataError(f"{failed[0]}: {what} cannot be read; what the others have is kept: mend it and start again")
   image_ids = [source.annotations(index, masks=False).image_id for index in range(len(source))]
   proposals.write(folder, head, image_ids, [_read_part(unfinished, index) for index in range(len(source))])
   shutil.rmtree(unfinished)
@@ -108,7 +116,7 @@ def searcher(spec: Any, source: Source, search: SelectiveSearch, num_processes: 
     try:
       running = {executor.submit(_search_in_worker, spec, search, index): index for index in missing}
       for future in concurrent.futures.as_completed(running):
-        yield running[future], future.result()
+        yield running.pop(future), future.result()
     except concurrent.futures.process.BrokenProcessPool as error:
       raise DataError("a searching process ended by itself, perhaps for want of memory: try --processes=1") from error
     finally:
@@ -117,16 +125,19 @@ def searcher(spec: Any, source: Source, search: SelectiveSearch, num_processes: 
   return find
 
 
-def _search(source: Source, search: SelectiveSearch, index: int) -> Regions:
-  return search(source.image(index), source.annotations(index, masks=False).file_name)
+def _search(source: Source, search: SelectiveSearch, index: int) -> Regions | DataError:
+  try:
+    return search(source.image(index), source.annotations(index, masks=False).file_name)
+  except DataError as error:
+    return error
 
 
 @functools.cache
 def _opened(spec: Any) -> Source:
-  return spec.open()
+  return spec.open(strict=False)  # the process that asks has opened it strictly, and warned of what is wrong
 
 
-def _search_in_worker(spec: Any, search: SelectiveSearch, index: int) -> Regions:
+def _search_in_worker(spec: Any, search: SelectiveSearch, index: int) -> Regions | DataError:
   return _search(_opened(spec), search, index)
 
 

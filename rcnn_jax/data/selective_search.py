@@ -19,6 +19,7 @@ from rcnn_jax.data.proposals import Regions
 logger = logging.getLogger(__name__)
 
 METHOD = "selective_search"
+MAX_HEIGHT = 4  # widths: an image that is higher when it has been resized to `width` is made smaller than that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +50,8 @@ class SelectiveSearch:
     height, width = image.shape[:2]
     size = (height, width)
     if self.width is not None:
-      size = (max(1, round(height * self.width / width)), self.width)
+      scale = min(self.width / width, MAX_HEIGHT * self.width / height)
+      size = (max(1, round(height * scale)), max(1, round(width * scale)))
     resized = transforms.resize(image, size, "area" if size[1] < width else "linear")
     rectangles = self._rectangles(resized)
     rectangles = rectangles[(rectangles[:, 2:] >= self.min_side).all(axis=1)]
