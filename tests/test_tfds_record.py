@@ -128,7 +128,7 @@ def test_data_sets_of_another_form_are_refused_in_one_line(more, problem):
 
 
 def test_a_data_set_without_image_and_objects_names_its_features():
-  with pytest.raises(DataError, match="it has no image and objects: its features are image, faces"):
+  with pytest.raises(DataError, match="it has no image and objects: its features are faces, image"):
     form_of(tfds.features.FeaturesDict({"image": tfds.features.Image(), "faces": Sequence({"bbox": BOX})}), "boxes")
   with pytest.raises(DataError, match="its features are Tensor"):
     form_of(Tensor(shape=(), dtype=np.int64), "boxes")

@@ -38,7 +38,7 @@ def form_of(features: Any, where: str) -> Form:
 
   told = f"{where}: not a detection data set of the usual form"
   if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "objects"} <= set(features):
-    has = ", ".join(features) if hasattr(features, "keys") else type(features).__name__
+    has = ", ".join(sorted(features)) if hasattr(features, "keys") else type(features).__name__
     raise DataError(f"{told}: it has no image and objects: its features are {has}")
   if not isinstance(features["image"], tfds.features.Image):
     raise DataError(f"{told}: its image is {type(features['image']).__name__}, no Image")
@@ -48,7 +48,7 @@ def form_of(features: Any, where: str) -> Form:
     raise DataError(f"{told}: its objects are {type(objects).__name__}, no sequence of features")
   missing = [name for name in ("bbox", "label") if name not in objects]
   if missing:
-    raise DataError(f"{told}: objects have no {' and no '.join(missing)}, but {', '.join(objects)}")
+    raise DataError(f"{told}: objects have no {' and no '.join(missing)}, but {', '.join(sorted(objects))}")
   label = objects["label"]
   if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
     raise DataError(f"{told}: objects/label is no ClassLabel: its classes have no names")
