@@ -50,7 +50,7 @@ def test_more_objects_than_detections(caplog):
   ]
 
 
-# ---- others of their kinds -------------------------------------------------------------------------------------------
+# ---- others of their kinds ----------------------------------------------------------------------------------------
 
 
 def overview_of(num_objects: list[int], num_trainable: list[int], num_faulty: int = 0) -> Overview:

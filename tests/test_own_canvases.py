@@ -157,7 +157,7 @@ def test_the_experiments_of_imported_models_have_them_and_train_on_few():
   assert pipeline.example_canvas(changed.data) == (64, 64)
 
 
-# ---- compiled programs are kept --------------------------------------------------------------------------------------
+# ---- compiled programs are kept -----------------------------------------------------------------------------------
 
 KEEPS = """
 import sys

@@ -91,7 +91,7 @@ needs_proc = pytest.mark.skipif(not pathlib.Path("/proc/self/stat").exists(), re
 
 
 def ended(command, how: signal.Signals, group: bool) -> bool:
-  """Whether the command ends of a signal within some seconds; JAX's garbage collector swallows a Ctrl-C now and then."""
+  """Whether the command ends of a signal within some seconds; JAX's garbage collection swallows a Ctrl-C at times."""
   for _ in range(3):
     (os.killpg if group else os.kill)(command.pid, how)
     try:
@@ -117,14 +117,14 @@ def test_no_process_is_left(command, tmp_path, how, group):
 @needs_proc
 def test_ctrl_c_while_workers_start_leaves_none_and_no_traceback_of_theirs(command, tmp_path):
   until = time.monotonic() + 60
-  while len(in_session(command.pid)) < 4 and time.monotonic() < until:  # itself, two workers, what counts their memory
+  while len(in_session(command.pid)) < 4 and time.monotonic() < until:  # itself, two workers, their memory's tracker
     time.sleep(0.02)
   assert ended(command, signal.SIGINT, group=True)
   assert wait_until_alone(command.pid, 10) == []
   assert "spawn_main" not in (tmp_path / "stderr").read_text()
 
 
-# ---- batches and errors ----------------------------------------------------------------------------------------------
+# ---- batches and errors -------------------------------------------------------------------------------------------
 
 
 def test_batches_are_the_same_for_any_number_of_workers_and_threads():

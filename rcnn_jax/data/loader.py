@@ -45,7 +45,7 @@ class Rows:
 class Epoch:
   """One pass over all images that are trained on: each of them once, in batches of one canvas."""
 
-  groups: dict[tuple[int, int], np.ndarray]  # canvas -> i64[n], the images that stand on it, as indices into the source
+  groups: dict[tuple[int, int], np.ndarray]  # canvas -> i64[n], the images on it, as indices into the source
   batch_size: int  # of all processes together
   max_objects: int
 
@@ -191,8 +191,9 @@ def train_loader(
 ) -> TrainIterator:
   """Training batches 0 .. num_steps - 1 of numpy arrays, with `get_state` and `set_state`.
 
-  Rows that fill up a short batch have valid=False and repeat its images, each time with other draws: losses leave them
-  out, and batch norm sees photographs. With `data.workers`, grain wants absl's flags parsed: run under `absl.app.run`.
+  Rows that fill up a short batch have valid=False and repeat its images, each time with other draws: losses leave
+  them out, and batch norm sees photographs. With `data.workers`, grain wants absl's flags parsed: run under
+  `absl.app.run`.
 
   Args:
     process_index, process_count: this process gets its equal, consecutive share of the rows of each batch.

@@ -34,7 +34,8 @@ class Data:
 
   Every image is resized, then augmented (training only), then put into the top left corner of the smallest of the
   `canvases` (height, width) that holds it, and one that fits none is shrunk; or into the canvas that
-  `PaddedToMultiple` makes for it alone. Each canvas is compiled once. Batch sizes are those of all processes together.
+  `PaddedToMultiple` makes for it alone. Each canvas is compiled once. Batch sizes are those of all processes
+  together.
   """
 
   train: Any

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 IDLE = (
   "name",
   "data.workers",
+  "data.read_threads",
+  "data.prefetch",
   "data.search",
   "data.batch_size.1",
   "evaluation.every_steps",

@@ -136,7 +136,7 @@ def evaluation_interval(evaluation: Evaluation, steps_per_epoch: int) -> int | N
     TrainingError: the interval is given twice, or it has no step.
   """
   if evaluation.every_steps is not None and evaluation.every_epochs is not None:
-    raise TrainingError("evaluation.every_steps and evaluation.every_epochs are both given: one of them is to be None")
+    raise TrainingError("evaluation.every_steps and evaluation.every_epochs are both given: set one of them to None")
   every = evaluation.every_steps
   if evaluation.every_epochs is not None:
     every = max(1, round(evaluation.every_epochs * steps_per_epoch))
