@@ -16,6 +16,7 @@ from tqdm import tqdm
 from rcnn_jax.data import images
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.selective_search import SelectiveSearch
+from rcnn_jax.data.transforms import PaddedToMultiple
 from rcnn_jax.evaluation import draw
 from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.evaluation.image_files import matching_files
@@ -204,12 +205,16 @@ def test_a_detections_file_of_the_user_is_refused_before_anything_is_computed(tm
     predict(None, [], tmp_path / "a.png", 0.05)
 
 
+@pytest.mark.parametrize("canvases", [scenes.DATA.canvases, PaddedToMultiple(32)])
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
-def test_the_batch_size_changes_no_entry(tmp_path, batch_size):
+def test_the_batch_size_changes_no_entry(tmp_path, batch_size, canvases):
   for number in range(5):  # two canvases
     image = scene() if number % 2 else scene().transpose(1, 0, 2)
     Image.fromarray(image).save(tmp_path / f"{number}.png")
-  predict(RUN, matching_files(str(tmp_path)), tmp_path / "out", 0.05, batch_size)
+  data = dataclasses.replace(scenes.DATA, canvases=canvases)
+  setting = types.SimpleNamespace(**vars(EXPERIMENT) | {"data": data})
+  one = types.SimpleNamespace(**vars(RUN) | {"experiment": setting})
+  predict(one, matching_files(str(tmp_path)), tmp_path / "out", 0.05, batch_size)
   entries = json.loads((tmp_path / "out" / "detections.json").read_text())
   found = {entry["file_name"]: (entry["image_id"], entry["bbox"]) for entry in entries}
   boxes = ([6, 4, 12, 16], [4, 6, 16, 12])

@@ -90,12 +90,15 @@ def evaluate(
 
 
 def _write_files(outdir: pathlib.Path, metrics: dict, detections: Iterable[bytes], curves: dict, table: str) -> None:
-  """The OUTPUTS; all of them take the place of the earlier ones, or none."""
+  """The OUTPUTS; all of them take the place of the earlier ones, or none.
+
+  The metrics come first, by which the files are known as ours: a kill in the midst of it bars no later evaluation.
+  """
   text = lambda form, indent=None: [json.dumps(form, indent=indent, allow_nan=False).encode() + b"\n"]
   contents = (text(metrics, indent=1), detections, text(curves), [table.encode() + b"\n"])
   with contextlib.ExitStack() as stack:
-    opened = [stack.enter_context(writing(outdir / name)) for name in OUTPUTS]
-    for name, file, parts in zip(OUTPUTS, opened, contents, strict=True):
+    opened = {name: stack.enter_context(writing(outdir / name)) for name in reversed(OUTPUTS)}  # the last ends first
+    for (name, file), parts in zip(reversed(opened.items()), contents, strict=True):
       with naming(outdir / name):
         file.writelines(parts)
         file.flush()

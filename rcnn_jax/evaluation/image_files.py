@@ -32,7 +32,7 @@ def matching_files(pattern: str, output: str | os.PathLike | None = None) -> lis
     return [(path, path.name)]
   if path.is_dir():
     folder = path
-    found = [file for file in folder.iterdir() if file.suffix.lower() in _image_endings() and file.is_file()]
+    found = [file for file in folder.iterdir() if images.is_image_name(file.name) and file.is_file()]
     hint = f"the folder {pattern} holds no image; --images='{pattern}/**/*.jpg' also looks into its sub-folders"
   else:
     folder, rest = _literal_folder(path)
@@ -44,10 +44,6 @@ def matching_files(pattern: str, output: str | os.PathLike | None = None) -> lis
   if not chosen:
     raise EvaluationError(f"--images={pattern} matches nothing but pictures that an earlier prediction wrote")
   return [(file, file.relative_to(folder).as_posix()) for file in sorted(chosen)]
-
-
-def _image_endings() -> set[str]:
-  return {ending.lower() for ending in images.EXTENSIONS}
 
 
 def _literal_folder(path: pathlib.Path) -> tuple[pathlib.Path, str]:
