@@ -64,11 +64,14 @@ def of_detection(model) -> list:
 @pytest.mark.parametrize("of", [of_a_training_step, of_detection])
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
 def test_every_product_is_as_exact_as_asked_for(model, of):
-  plain, highest = of(model), of(model.clone(precision="highest"))
-  assert len(plain) == len(highest) > 5
-  assert set(highest) == {(Precision.HIGHEST, Precision.HIGHEST)}
-  assert (Precision.HIGH, Precision.HIGH) in of(model.clone(precision="high"))
-  assert None in plain  # JAX's own setting
+  found = of(model.clone(precision="highest"))
+  assert len(found) > 5 and set(found) == {(Precision.HIGHEST, Precision.HIGHEST)}
+
+
+@pytest.mark.parametrize("name, precision", [("default", Precision.DEFAULT), ("high", Precision.HIGH), (None, None)])
+def test_the_other_words(name, precision):
+  expected = None if name is None else (precision, precision)  # without a word it is JAX's own setting
+  assert expected in of_detection(RCNN.clone(precision=name))
 
 
 def test_a_model_of_another_precision_is_compiled_anew():
