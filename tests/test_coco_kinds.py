@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from test_coco_source import SQUARE, contents, write
 
-from rcnn_jax.data import validate
+from rcnn_jax.data import columns, validate
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.source import KeypointNames, object_faults, overview
@@ -198,6 +198,37 @@ def test_an_image_that_stands_twice_is_read_once_and_ambiguous_ones_not_at_all(t
   source = write(tmp_path, data).open()
   assert [source.annotations(row).file_name for row in range(len(source))] == ["b.png"]
   assert str(source.faults[0]).endswith("image 10: 2 images have this id: left out")
+
+
+def test_two_images_of_one_file_are_both_read_and_told(tmp_path):
+  data = contents()
+  data["images"][1]["file_name"] = "a.png"
+  source = write(tmp_path, data).open()
+  check(source, faults=1)
+  assert len(source) == 2
+  assert str(source.faults[0]) == "a.png: 2 images are of this file (ids 10, 3): each of them is read"
+
+
+def test_boxes_in_fractions_of_the_image_are_refused(tmp_path):
+  data = contents()
+  for entry in data["annotations"]:
+    entry["bbox"] = [0.1, 0.2, 0.5, 0.25]
+  with pytest.raises(DataError, match="instances.json: all boxes lie between 0 and 1: fractions, where pixels are"):
+    write(tmp_path, data).open()
+  data["annotations"][0]["bbox"] = [10, 5, 20, 10]
+  assert write(tmp_path, data).open().faults == ()
+
+
+def test_a_file_that_moved_is_named_by_its_new_path(tmp_path, monkeypatch):
+  monkeypatch.setattr(columns, "SMALL", 0)
+  monkeypatch.setenv("RCNN_JAX_CACHE", str(tmp_path / "cache"))
+  data = contents()
+  data["annotations"][0]["image_id"] = 77
+  spec = write(tmp_path, data)
+  (tmp_path / "link.json").symlink_to(spec.annotations)
+  for path in (spec.annotations, f"{tmp_path}/link.json"):
+    faults = CocoFolder(spec.images, path).open().faults
+    assert [fault.file for fault in faults] == [path]
 
 
 def test_classes_by_choice(tmp_path, caplog):

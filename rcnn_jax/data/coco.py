@@ -55,7 +55,9 @@ class CocoFolder:
     keypoints, joints_read, faults = _keypoints(held.values["categories"], categories, class_of, path)
     names = _names(held)
     rows, files, missing = _images_there(names, folder)
-    faults = [Fault(*each) for each in held.values["faults"]] + faults + missing
+    # The columns may have been made when the file was called by another path.
+    of_file = [Fault(file or str(path), *rest) for file, *rest in held.values["faults"]]
+    faults = of_file + _fractions(held, path) + faults + missing
     if strict:
       raise_or_warn(faults)
     return CocoSource(
@@ -283,6 +285,14 @@ def _keypoints(
     told = f"joints with a side and no counterpart, which a mirror image leaves as they are: {keypoints.unpaired}"
     faults.append(Fault(str(path), told, fatal=False))
   return keypoints, np.array([not entry["keypoints"] or entry["keypoints"] == joints for entry in entries]), faults
+
+
+def _fractions(held: Columns, path: pathlib.Path) -> list[Fault]:
+  """A fatal fault where coordinates are parts of the image, as YOLO has them."""
+  boxes = held["boxes"]
+  if not len(boxes) or not ((boxes >= 0) & (boxes <= 1)).all() or not (boxes % 1).any():
+    return []
+  return [Fault(str(path), "all boxes lie between 0 and 1: fractions, where pixels are expected")]
 
 
 def _images_there(names: Sequence[str], folder: pathlib.Path) -> tuple[np.ndarray, dict[int, str], list[Fault]]:

@@ -8,7 +8,8 @@ The columns, for n images and m objects, which are sorted by image and within it
     offsets i64[n + 1]   image i has the objects offsets[i] to offsets[i + 1]
     and of the objects those of `coco_objects`
 
-`values` holds the categories, the faults, and `file_ids`, the file's own ids of images where image_ids are not those.
+`values` holds the categories; the faults, whose file is "" where it is the annotation file; and `file_ids`, the file's
+own ids of images where image_ids are not those.
 """
 
 from __future__ import annotations
@@ -62,9 +63,13 @@ def build(encoded: bytes, path: pathlib.Path, writer: Writer) -> Columns:
   values = {
     "categories": categories,
     "file_ids": None if own else ids,
-    "faults": [[fault.file, fault.problem, fault.item, fault.fatal] for fault in faults + more],
+    "faults": [_plain(fault, str(path)) for fault in faults + more],
   }
   return writer.finish(values)
+
+
+def _plain(fault: Fault, path: str) -> list:
+  return ["" if fault.file == path else fault.file, fault.problem, fault.item, fault.fatal]
 
 
 def _read_categories(raws: Sequence[msgspec.Raw], path: str) -> tuple[list[dict[str, Any]], dict, list[Fault]]:
@@ -142,9 +147,23 @@ def _read_images(raws: Sequence[msgspec.Raw], path: str) -> tuple[list[Image], d
     if usable and not ambiguous:
       row_of[usable[0].id] = len(entries)
       entries.append(usable[0])
+  faults += _shared_files(entries)
   row_of |= {str(key): row for key, row in row_of.items()}
   row_of |= {key: AMBIGUOUS for key in by_id if key not in row_of}
   return entries, row_of, faults + _none_usable("images", len(raws), len(entries), faults, path)
+
+
+def _shared_files(entries: Sequence[Image]) -> list[Fault]:
+  """Files that several images name, which is told and changes nothing."""
+  ids = collections.defaultdict(list)
+  for entry in entries:
+    ids[entry.file_name].append(shown(entry.id))
+  several = [(name, own) for name, own in ids.items() if len(own) > 1]
+  told = "{} images are of this file (ids {}): each of them is read"
+  return [
+    Fault(readable(name), told.format(len(own), ", ".join(own[:5]) + ", ..." * (len(own) > 5)), fatal=False)
+    for name, own in several
+  ]
 
 
 def _image_problem(entry: Image | None, unreadable: dict[str, Any]) -> str | None:

@@ -24,7 +24,7 @@ from rcnn_jax.data import proposals
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.proposals import Regions, StoredProposals
 from rcnn_jax.data.selective_search import SelectiveSearch
-from rcnn_jax.data.source import Source
+from rcnn_jax.data.source import Source, overview
 from rcnn_jax.files import write_json
 
 # Given the images (their places in the source) that are still missing, yields them in any order; with the error where
@@ -59,7 +59,7 @@ def prepare(folder: pathlib.Path, settings: dict[str, Any], spec: Any, source: S
   if failed:
     what = "1 image" if len(failed) == 1 else f"{len(failed):,} images (the first is named)"
     raise DataError(f"{failed[0]}: {what} cannot be read; what the others have is kept: mend it and start again")
-  image_ids = [source.annotations(index, masks=False).image_id for index in range(len(source))]
+  image_ids = overview(source, masks=False).image_ids
   proposals.write(folder, head, image_ids, [_read_part(unfinished, index) for index in range(len(source))])
   shutil.rmtree(unfinished)
   return proposals.open_folder(folder, spec, source)

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcnn_jax.data.errors import DataError
-from rcnn_jax.data.source import Source, clean
+from rcnn_jax.data.source import Source, clean, overview
 
 VERSION = 1
 ARRAYS = ("boxes", "scores", "offsets", "image_ids", "seconds")
@@ -74,15 +74,16 @@ def fingerprint(spec: Any, source: Source) -> dict[str, Any]:
   Compared are the spec's class, its numbers (a seed draws other images), how many images there are, and the id,
   file name and size of each of them, in order. The spec itself is written down to be shown.
   """
-  images = [source.annotations(index, masks=False) for index in range(len(source))]
-  rows = "".join(f"{a.image_id} {a.file_name} {a.size[0]} {a.size[1]}\n" for a in images)
+  found = overview(source, masks=False)
+  images = zip(found.image_ids.tolist(), found.file_names, found.sizes.tolist())
+  rows = "".join(f"{number} {name} {height} {width}\n" for number, name, (height, width) in images)
   values = {field.name: getattr(spec, field.name) for field in dataclasses.fields(spec)}
   return {
     "spec": repr(spec),
     "class": type(spec).__name__,
     "numbers": {name: value for name, value in values.items() if type(value) in (int, float)},
-    "num_images": len(images),
-    "crc32": zlib.crc32(rows.encode()),
+    "num_images": len(source),
+    "crc32": zlib.crc32(rows.encode(errors="surrogatepass")),
   }
 
 
