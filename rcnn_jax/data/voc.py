@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import difflib
 import logging
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -58,7 +59,7 @@ class VocFolder:
     Raises:
       DataError: a folder is missing or, when `strict`, nothing usable is left, or a class occurs nowhere.
     """
-    root = pathlib.Path(self.root).expanduser()
+    root = pathlib.Path(os.path.expanduser(self.root))
     for folder in (root, root / voc_files.ANNOTATIONS, root / voc_files.IMAGES):
       if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -113,7 +114,7 @@ class VocFolder:
     others = collections.Counter(name for name in names if name not in self.class_names)
     if others:
       shown = ", ".join(name for name, _ in others.most_common(5)) + (", ..." if len(others) > 5 else "")
-      logger.warning("%s: %d objects of other classes left out: %s", path, others.total(), shown)
+      logger.warning("%s: objects of other classes left out: %d (%s)", path, others.total(), shown)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
