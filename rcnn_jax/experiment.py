@@ -23,7 +23,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from rcnn_jax.fields import ExperimentError, Text, checked, element_hint, field_hint, fields_of
+from rcnn_jax.fields import ExperimentError, Text, checked, element_hint, field_hint, fields_of, shown
 
 ABSENT = "<absent>"  # what `diff` shows for a path that one of the two does not have
 
@@ -91,7 +91,7 @@ class Experiment:
     for assignment in assignments:
       path, equals, text = assignment.partition("=")
       if not equals:
-        raise ExperimentError(f"--set={assignment}: expected path=value")
+        raise ExperimentError(f"--set={shown(assignment)}: expected path=value")
       changed = _replace(changed, path.strip().split("."), Text(text.strip()), path.strip(), self)
     return changed
 
@@ -180,7 +180,7 @@ def _unknown_path(path: str, root: Any) -> str:
   same_name = [p for p in known if p.rpartition(".")[2] == last]
   near = list(dict.fromkeys(same_name + difflib.get_close_matches(path, known, n=4, cutoff=0.6)))[:4]
   hint = f"; nearest: {', '.join(near)}" if near else f"; the top level has {', '.join(children(root))}"
-  return f"the experiment has no path {path!r}{hint}"
+  return f"the experiment has no path {shown(path)}{hint}"
 
 
 # ---------------------------------------------------------------------------------------------- to and from JSON
@@ -230,7 +230,8 @@ def from_json(form: Any, path: str = "experiment") -> Any:
   fields = {name: from_json(value, f"{path}.{name}") for name, value in form.items() if name != "class"}
   unknown = set(fields) - {f.name for f in fields_of(cls)}
   if unknown:
-    raise ExperimentError(f"{path}: {form['class']} has no field {', '.join(sorted(unknown))}")
+    names = (name if name.isidentifier() else shown(name) for name in sorted(unknown)[:4])
+    raise ExperimentError(f"{path}: {form['class']} has no field {', '.join(names)}"[:400])
   read = {name: checked(value, field_hint(cls, name), f"{path}.{name}") for name, value in fields.items()}
   try:
     return cls(**read)
@@ -249,7 +250,7 @@ def _class_named(reference: Any, path: str) -> type:
   cls = getattr(module, class_name, None)
   if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
     raise ExperimentError(
-      f"{path}: no class {reference!r}: it is neither in rcnn_jax nor in a file named by --experiment"
+      f"{path}: no class {shown(reference)}: it is neither in rcnn_jax nor in a file named by --experiment"
     )
   return cls
 

@@ -154,9 +154,10 @@ def _fit_number(value: Any, hint: type) -> tuple[bool, Any]:
     return False, value
   whole = isinstance(value, numbers.Integral) or (float(value).is_integer() and abs(value) <= LARGEST)
   try:
-    return hint is float or whole, hint(value)
+    new = hint(value)
   except (OverflowError, ValueError):  # a whole number beyond the floats, or infinity for a whole number
     return False, value
+  return hint is float or whole, new if new == value else value
 
 
 def _fit_union(value: Any, options: tuple[Any, ...]) -> tuple[bool, Any]:
@@ -236,14 +237,14 @@ def _is_class_of(value: Any, module: types.ModuleType) -> bool:
 def _misfit(readings: tuple[Any, ...], value: Any, hint: Any, path: str, present: Any) -> str:
   """What is wrong with a value, and what would fit."""
   from_text = isinstance(value, Text)
-  shown = value.text if from_text else value
-  wanted = expected(hint, present, shown)
+  given = value.text if from_text else value
+  wanted = expected(hint, present, given)
   if not readings:
     return f"nothing stands behind '='; expected {wanted}" + (" ('' is an empty one)" if fit("", hint)[0] else "")
-  said = f"expected {wanted}, got {shown!r} ({type(readings[0]).__name__})"
+  said = f"expected {wanted}, got {shown(given)} ({type(readings[0]).__name__})"
   takes_tuple = any(_is_tuple(option) for option in _options(hint))
   if takes_tuple and fit((readings[0],), hint)[0] and _is_like((readings[0],), hint, present):
-    return f"{said}; a tuple of one is written ({readings[0]!r},)"
+    return f"{said}; a tuple of one is written ({shown(readings[0])},)"
   if not from_text:
     return said
   if _is_part(present) or _names_part(hint):
@@ -257,6 +258,12 @@ def _misfit(readings: tuple[Any, ...], value: Any, hint: Any, path: str, present
 
 def _names_part(hint: Any) -> bool:
   return any(isinstance(option, type) and dataclasses.is_dataclass(option) for option in _options(hint))
+
+
+def shown(value: Any) -> str:
+  """A value in at most 80 characters of one line."""
+  text = " ".join(repr(value).split())
+  return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def expected(hint: Any, present: Any = None, near: Any = "") -> str:

@@ -24,11 +24,12 @@ def read_json(path: str | pathlib.Path) -> Any:
   try:
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8-sig"))
   except json.JSONDecodeError as error:
-    raise FileError(f"{path}, line {error.lineno}, column {error.colno}: no JSON: {error.msg}") from error
+    place = f"line {error.lineno}, column {error.colno}"
+    raise FileError(f"{path}: not readable as JSON: {error.msg} ({place})") from error
   except UnicodeDecodeError as error:
-    raise FileError(f"{path}: no text in UTF-8, at byte {error.start}") from error
+    raise FileError(f"{path}: not readable as JSON: no text in UTF-8, at byte {error.start}") from error
   except (RecursionError, ValueError) as error:  # nested without end, or a number of thousands of digits
-    raise FileError(f"{path}: no JSON: {error}") from error
+    raise FileError(f"{path}: not readable as JSON: {error}") from error
 
 
 @contextlib.contextmanager

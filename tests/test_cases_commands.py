@@ -322,10 +322,10 @@ def damaged(trained, tmp_path):
 @pytest.mark.parametrize(
   "edit, message",
   [
-    (lambda text: text.replace('"seed": 0,', '"seed": 0'), r"line \d+, column \d+: no JSON: Expecting ',' delimiter"),
-    (lambda text: text[: len(text) // 2], r"experiment.json, line \d+, column \d+: no JSON: "),
-    (lambda text: "", "experiment.json, line 1, column 1: no JSON"),
-    (lambda text: "[" * 100_000, "experiment.json: no JSON: "),
+    (lambda text: text.replace('"seed": 0,', '"seed": 0'), r"json: not readable as JSON: Expecting ',' .*line \d+, column \d+\)$"),
+    (lambda text: text[: len(text) // 2], r"json: not readable as JSON: .*line \d+, column \d+\)$"),
+    (lambda text: "", r"json: not readable as JSON: .*line 1, column 1\)$"),
+    (lambda text: "[" * 100_000, "experiment.json: not readable as JSON: "),
     (lambda text: "[]", "experiment.json: no 'experiment' in it"),
     (lambda text: '{"experiment": null, "categories": [], "keypoints": null}', "'experiment' is no Experiment"),
     (lambda text: text.replace('"seed": 0', '"seed": "x"'), "json: experiment.seed: expected int, got 'x'"),
@@ -352,7 +352,7 @@ def test_a_byte_order_mark_is_read_and_another_encoding_told(trained, tmp_path):
   path.write_text(text, encoding="utf-8-sig")
   assert checkpoint.load_run(workdir).step == 4
   path.write_text(text, encoding="utf-16")
-  with pytest.raises(CheckpointError, match="experiment.json: no text in UTF-8, at byte 0"):
+  with pytest.raises(CheckpointError, match="experiment.json: not readable as JSON: no text in UTF-8, at byte 0"):
     checkpoint.load_run(workdir)
 
 

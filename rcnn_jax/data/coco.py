@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import pathlib
 import stat
 from collections.abc import Sequence
@@ -57,7 +56,7 @@ class CocoFolder:
     names = _names(held)
     rows, files, missing = _images_there(names, folder)
     # The columns may have been made when the file was called by another path.
-    of_file = [Fault(file or str(path), *rest) for file, *rest in json.loads(held["faults"].tobytes())]
+    of_file = [Fault(file or str(path), *rest) for file, *rest in held.values["faults"]]
     faults = of_file + _fractions(held, path) + faults + missing
     if strict:
       raise_or_warn(faults)
@@ -112,10 +111,6 @@ class CocoSource:
 
   def __len__(self) -> int:
     return len(self.rows)
-
-  def __getstate__(self) -> dict[str, Any]:
-    # Worker processes read images and annotations; what is wrong with the file may be a million lines.
-    return self.__dict__ | {"faults": ()}
 
   def annotations(self, index: int, masks: bool = True) -> Annotations:
     """The objects of image `index`; `masks=False` leaves the segmentations out.

@@ -143,8 +143,14 @@ def _mistaken(encoded: bytes) -> str:
   if encoded.lstrip()[:1] != b"{":
     return "holds a list, as a file of results does" if encoded.lstrip()[:1] == b"[" else "holds no tables"
   tables = _decode(encoded, dict[str, msgspec.Raw])
-  wrong = next(name for name in Document.__struct_fields__ if bytes(tables.get(name, b"n"))[:1] not in b"[n")
-  return f"{wrong} is {shown(json.loads(bytes(tables[wrong])))}, not a list"
+  found = {name: bytes(tables[name]) for name in Document.__struct_fields__ if name in tables}
+  wrong = next((name for name, value in found.items() if value[:1] not in b"[n"), None)
+  if wrong is None:
+    return "a table stands twice in it, once as no list"
+  try:
+    return f"{wrong} is {shown(json.loads(found[wrong]))}, not a list"
+  except (ValueError, RecursionError):  # a number of thousands of digits, nesting without end
+    return f"{wrong} is not a list"
 
 
 def read(raw: msgspec.Raw, decoder: msgspec.json.Decoder) -> tuple[Any, dict[str, Any]]:

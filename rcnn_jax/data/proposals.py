@@ -27,6 +27,7 @@ import numpy as np
 
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.source import Source, clean, overview
+from rcnn_jax.files import FileError, read_json
 
 VERSION = 1
 ARRAYS = ("boxes", "scores", "offsets", "image_ids", "seconds")
@@ -123,10 +124,12 @@ def open_folder(folder: str | os.PathLike, spec: Any, source: Source, limit: int
       or for another data set.
   """
   stored = _open(os.path.expanduser(folder), limit)
-  theirs, ours = stored.settings["data"], fingerprint(spec, source)
+  theirs, ours = stored.settings.get("data"), fingerprint(spec, source)
+  if not (isinstance(theirs, dict) and theirs.keys() == ours.keys()):
+    raise DataError(f"{folder}/settings.json: it does not say for which data set the proposals are")
   if {**theirs, "spec": None} != {**ours, "spec": None}:
     counts = f"({theirs['num_images']} images against {ours['num_images']})"
-    raise DataError(f"{folder}: these proposals are for {theirs['spec']}, not for {ours['spec']} {counts}")
+    raise DataError(f"{folder}: these proposals are for {theirs['spec']!s:.500}, not for {ours['spec']} {counts}")
   return stored
 
 
@@ -136,30 +139,43 @@ def read_settings(folder: str | os.PathLike) -> dict[str, Any]:
   if not path.is_file():
     raise DataError(f"{folder}: no proposals here (no settings.json); launch.prepare_data makes them")
   try:
-    settings = json.loads(path.read_text())
-  except ValueError as error:
-    raise DataError(f"{path}: not readable as JSON: {error}") from error
+    settings = read_json(path)
+  except FileError as error:
+    raise DataError(str(error)) from error
   version = settings.get("version") if isinstance(settings, dict) else None
   if version != VERSION:
-    raise DataError(f"{folder}: proposals of format version {version}, and this is version {VERSION}: make them anew")
+    raise DataError(f"{folder}: proposals of format version {version!r:.40}, and this is version {VERSION}: make them anew")
   return settings
 
 
 def _open(folder: str, limit: int | None) -> StoredProposals:
   settings = read_settings(folder)
-  arrays = {}
-  for name in ARRAYS:
-    path = pathlib.Path(folder, f"{name}.npy")
-    try:
-      arrays[name] = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
-      raise DataError(f"{path}: missing or damaged ({error})") from error
-  num_rows, num_images = int(arrays["offsets"][-1]), len(arrays["offsets"]) - 1
+  arrays = {name: _array(pathlib.Path(folder, f"{name}.npy")) for name in ARRAYS}
+  offsets = arrays["offsets"]
+  if not (len(offsets) and offsets[0] == 0 and np.all(np.diff(offsets) >= 0)):
+    raise DataError(f"{folder}/offsets.npy: damaged: its numbers do not rise from 0")
+  num_rows, num_images = int(offsets[-1]), len(offsets) - 1
   lengths = {"boxes": num_rows, "scores": num_rows, "image_ids": num_images, "seconds": num_images}
   for name, length in lengths.items():
     if len(arrays[name]) != length:
       raise DataError(f"{folder}/{name}.npy: {len(arrays[name])} rows where offsets.npy speaks of {length}")
   return StoredProposals(folder, settings, arrays, limit)
+
+
+def _array(path: pathlib.Path) -> np.ndarray:
+  """An array of the module's description, memory-mapped; raises DataError where it is none of the kind."""
+  try:
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+  except Exception as error:  # numpy has no error of its own for a damaged header, and raises a dozen others
+    why = " ".join(str(error).split())
+    raise DataError(f"{path}: missing or damaged ({why:.200})") from error
+  if not isinstance(array, np.ndarray):
+    raise DataError(f"{path}: damaged: no array, but an archive of arrays")
+  shape = ("n", 4) if path.stem == "boxes" else ("n",)
+  kind = "i" if path.stem in ("offsets", "image_ids") else "f"
+  if array.ndim != len(shape) or array.shape[1:] != shape[1:] or array.dtype.kind != kind:
+    raise DataError(f"{path}: damaged: {array.dtype} numbers of shape {array.shape}")
+  return array
 
 
 def recall(
