@@ -35,7 +35,7 @@ experiment = Experiment(
   ),
   model=Detector(
     backbone=Fpn(SqueezeNet(levels=(3, 5, 9), padded=True), channels=128),  # Fpn(ResNet(50)) on an accelerator
-    proposer=Rpn(anchor_sizes=((16.0,), (32.0, 64.0), (128.0, 256.0), (512.0,))),
+    proposer=Rpn(anchor_sizes=((16.0, 32.0), (48.0, 64.0), (96.0, 128.0), (256.0, 512.0))),
     pool=RoiAlign(output_size=7, num_levels=3),
     sampler=RoiSampler(num_samples=256),
     trunk=FcTrunk((512,)),

@@ -83,13 +83,13 @@ def train(
     "eval": fingerprint(eval_source, proposals[1]),
     "init": experiment.init and of_file(os.path.expanduser(experiment.init.path)),
   }
-  checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints, fingerprints)
   model = experiment.model.met_with(source.categories, source.keypoints)
+  check_model(experiment, model)
+  checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints, fingerprints)
   latest = checkpoint.latest_step(workdir)
   if latest is not None:  # step 0 is what import_weights wrote: to be trained from, where later steps are resumed
     init_from = f"{workdir}@0" if latest == 0 else None
   variables = initial_variables(experiment, model, init_from, skip, pretrained=latest is None)
-  check_losses(experiment, model, variables)
   loop.run(
     experiment,
     workdir,
@@ -117,6 +117,17 @@ def check_parts(experiment: Experiment) -> None:
   if isinstance(model.box, RcnnHead) and any(asked_for.values()):
     paths = " and ".join(path for path, is_set in asked_for.items() if is_set)
     raise ExperimentError(f"{paths}: needs boxes learnt by gradient (BoxHead), which RcnnHead's are not")
+
+
+def check_model(experiment: Experiment, model: nn.Module) -> None:
+  """Raises ModelError or TrainingError, before anything is written, where parts of the model or stages do not fit.
+
+  Nothing is computed: the model is traced.
+  """
+  canvas = pipeline.example_canvas(experiment.data)
+  shapes = jax.eval_shape(lambda: detector.init_variables(model, jax.random.key(0), canvas))
+  check_losses(experiment, model, shapes)
+  loop.check(experiment.stages, model, shapes)
 
 
 def check_losses(experiment: Experiment, model: nn.Module, variables: dict) -> None:

@@ -6,6 +6,7 @@ Each writes its bytes into a folder that it keeps, opens that as commands do, an
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import logging
 import os
@@ -88,7 +89,8 @@ def _read_all(spec: VocFolder) -> list[Source]:
   opened = []
   for strict in (False, True):
     try:
-      source = spec.open(strict)
+      with _without_warnings():
+        source = spec.open(strict)
     except DataError as error:
       _check(error)
       continue
@@ -101,6 +103,17 @@ def _read_all(spec: VocFolder) -> list[Source]:
   return opened
 
 
+@contextlib.contextmanager
+def _without_warnings():
+  logger = logging.getLogger("rcnn_jax.data")
+  level = logger.level
+  logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    logger.setLevel(level)
+
+
 def _check(error: DataError) -> None:
   assert "\n" not in str(error) and len(str(error)) < 2000
 
@@ -108,7 +121,6 @@ def _check(error: DataError) -> None:
 @functools.cache
 def _folder() -> pathlib.Path:
   """A folder in memory, where there is one, that goes with the process."""
-  logging.getLogger("rcnn_jax").setLevel(logging.ERROR)
   memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
   root = pathlib.Path(os.path.realpath(tempfile.mkdtemp(prefix="fuzzed-", dir=memory)))
   atexit.register(shutil.rmtree, root, ignore_errors=True)

@@ -86,7 +86,7 @@ def test_voc_some_classes(caplog):
   assert [category.name for category in source.categories] == ["square"]
   assert [source.annotations(row).ids.tolist() for row in range(2)] == [[1, 3], [1, 2]]  # the others are discs
   (line,) = caplog.messages
-  assert line.endswith("train.txt: 2 objects of other classes left out: disc")
+  assert line.endswith("train.txt: objects of other classes left out: 2 (disc)")
 
 
 def test_voc_split_bom():

@@ -70,6 +70,14 @@ PICKLES = {
     b"(" + b"K\x01K\x02\x86" * 10_000 + b"l\x85q\x00" + b"ccollections\nOrderedDict\nh\x00R" * 100_000 + b".",
     "the same arguments over and over",
   ),
+  "pairs whose keys are nested tuples": (
+    b"ccollections\nOrderedDict\n](]" + b")" + b"\x85" * 300_000 + b"aNae" + b"\x85R.",
+    "a key that is|no list of pairs",
+  ),
+  "options made of such pairs": (
+    b"cargparse\nNamespace\n](]" + b")" + b"\x85" * 300_000 + b"aNae" + b"\x85R.",
+    "arguments that do not fit",
+  ),
   "strides beyond 64 bits": (named(tensor((1,), (2**70,))), "w: a tensor of shape"),
   "an empty tensor of 2**94 rows": (named(tensor((0, 2**47, 2**47), (1, 1, 1))), "w: a tensor of shape"),
   "a shape of words": (named(tensor(("a",), (1,))), "w: a tensor of shape"),

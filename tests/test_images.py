@@ -162,6 +162,50 @@ def test_what_is_no_image_is_told(contents):
       read(contents, "a")
 
 
+def chunks(contents: bytes) -> list[tuple[bytes, bytes]]:
+  """The parts of a PNG file: (name, contents)."""
+  found, place = [], 8
+  while place < len(contents):
+    length, name = struct.unpack(">I4s", contents[place : place + 8])
+    found.append((name, contents[place + 8 : place + 8 + length]))
+    place += 12 + length
+  return found
+
+
+def png(parts: list[tuple[bytes, bytes]]) -> bytes:
+  """A PNG file of parts, with the check sums that they have."""
+  number = lambda value: struct.pack(">I", value)
+  written = [number(len(inside)) + name + inside + number(zlib.crc32(name + inside)) for name, inside in parts]
+  return b"\x89PNG\r\n\x1a\n" + b"".join(written)
+
+
+def test_a_part_that_says_to_be_longer_than_the_file_takes_no_memory():
+  contents = by_pillow("PNG")
+  place = contents.index(b"IDAT") - 4
+  for length in (b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f", b"\x00\xff\xff\xff"):  # OpenCV would allocate 2 GiB
+    with pytest.raises(DataError, match="not an image, or truncated"):
+      images.decode(contents[:place] + length + contents[place + 4 :], "a")
+
+
+def test_a_damaged_animation_is_read_as_its_first_picture():
+  pictures = [Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)]
+  file = io.BytesIO()
+  pictures[0].save(file, "PNG", save_all=True, append_images=pictures[1:])
+  parts = chunks(file.getvalue())
+  assert png(parts) == file.getvalue() and [name for name, _ in parts][:4] == [b"IHDR", b"acTL", b"fcTL", b"IDAT"]
+  # Without the control of its first picture, OpenCV 5.0 crashes.
+  damaged = png([(b"tEXt", b"a\0b") if place == 2 else part for place, part in enumerate(parts)])
+  assert np.array_equal(images.decode(damaged, "a"), PICTURE)
+
+
+def test_bits_that_have_changed_are_found_by_the_check_sum(capfd):
+  contents = bytearray(by_pillow("PNG"))
+  contents[contents.index(b"IDAT") + 10] ^= 1
+  with pytest.raises(DataError, match="not an image, or truncated"):
+    images.decode(bytes(contents), "a")
+  assert capfd.readouterr() == ("", "")
+
+
 def test_an_image_without_pixels_is_none():
   with pytest.raises(DataError, match="a: "):
     images.decode(png_header(0, 10), "a")

@@ -114,3 +114,10 @@ def test_metrics_are_known_by_their_names(tmp_path):
     write_json(tmp_path / f"{number}.json", form)
     assert outputs.is_own_metrics(tmp_path / f"{number}.json") == own
   assert not outputs.is_own_metrics(tmp_path / "nowhere.json")
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  assert not outputs.is_own_detections(tmp_path / "pipe")
+  assert not outputs.is_own_metrics(tmp_path / "pipe")
+  assert not outputs.is_own_picture(tmp_path / "pipe")

@@ -164,6 +164,41 @@ def test_a_folder_of_which_nothing_can_be_used_is_refused_in_one_line(root, spoi
   assert "\n" not in str(error.value)
 
 
+def test_a_part_of_the_classes_is_chosen_in_any_order_and_the_others_are_told_in_one_line(root, caplog):
+  write_image(root, "b", write_object("dog", (1, 1, 9, 9)) + write_object("bird", (1, 1, 9, 9)), "png")
+  source = VocFolder(str(root), "train", class_names=("dog", "bird")).open()
+  assert [(category.id, category.name) for category in source.categories] == [(1, "dog"), (2, "bird")]
+  assert [source.annotations(row).classes.tolist() for row in range(2)] == [[1], [1, 2]]
+  assert [source.annotations(row).ids.tolist() for row in range(2)] == [[1], [1, 2]]  # the cat was object 2 of a
+  assert source.faults == ()
+  assert caplog.messages == [f"{root}/ImageSets/Main/train.txt: objects of other classes left out: 1 (cat)"]
+
+
+def test_a_class_that_another_split_has_may_be_chosen(root):
+  source = VocFolder(str(root), "val", class_names=("cat", "bird")).open()  # the cat is in train alone
+  assert source.annotations(0).classes.tolist() == [2]
+
+
+@pytest.mark.parametrize(
+  "names, message",
+  [
+    (("dog", "brid"), "Annotations: no object is of the class 'brid'; the nearest: bird"),
+    (("Dog",), "Annotations: no object is of the class 'Dog'; the nearest: dog"),
+    (("aeroplane",), "Annotations: no object is of the class 'aeroplane'; the nearest: bird, cat, dog"),
+    ((), r"Annotations: class_names=\(\): names one or more classes, each once"),
+    (("dog", "dog"), "names one or more classes, each once"),
+  ],
+)
+def test_classes_that_do_not_occur_are_refused_with_the_nearest(root, names, message):
+  with pytest.raises(DataError, match=message):
+    VocFolder(str(root), "train", class_names=names).open()
+
+
+def test_a_home_folder_that_is_none_is_no_folder():
+  with pytest.raises(DataError, match="~nobody_of_that_name/voc: no such folder"):
+    VocFolder("~nobody_of_that_name/voc").open()
+
+
 def test_a_missing_folder_is_named(root):
   with pytest.raises(DataError, match="nowhere: no such folder"):
     VocFolder(str(root / "nowhere"), "train").open()

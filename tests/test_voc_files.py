@@ -150,6 +150,18 @@ def test_an_image_of_another_name_is_found_by_filename(tmp_path):
   assert read(root, "a") == (("photo 7.jpg",), [])
 
 
+def test_an_image_that_two_annotation_files_name_is_read_for_the_first(tmp_path):
+  root = folder(tmp_path, "a", "b", "photo")
+  for name in ("a", "b"):
+    (root / f"JPEGImages/{name}.jpg").unlink()
+    xml = root / f"Annotations/{name}.xml"
+    xml.write_text(xml.read_text().replace("<size>", "<filename>photo.jpg</filename><size>"))
+  assert read(root, "b\na\n") == (
+    ("photo.jpg",),
+    ["Annotations/a.xml: its image photo.jpg is that of b.xml too"],
+  )
+
+
 def test_annotation_files_may_keep_the_end_of_the_images_name(tmp_path):
   root = folder(tmp_path, "a")
   (root / "Annotations/a.xml").rename(root / "Annotations/a.jpg.XML")

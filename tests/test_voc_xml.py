@@ -170,6 +170,12 @@ def test_names_are_compared_without_spaces_around_and_with_composed_accents():
   assert [item.name for item in read(annotation(items)).objects] == ["traffic light", "Café"]
 
 
+def test_a_name_of_thousands_of_characters_is_none():
+  record = read(annotation(write_object("x" * 5000, (1, 1, 5, 5))))
+  assert record.objects == ()
+  assert problems(record) == ["a.xml: object 1: <name> of 5,000 characters: no class's"]
+
+
 def test_parts_and_polygons_of_an_object_are_not_its_box():
   part = "<part><name>head</name><bndbox><xmin>9</xmin><ymin>9</ymin><xmax>12</xmax><ymax>12</ymax></bndbox></part>"
   polygon = "<polygon><x1>7</x1><y1>7</y1></polygon>"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import collections
 import os
 import pathlib
@@ -142,6 +143,14 @@ def test_attributes_of_an_ordered_dict_are_dropped(tmp_path):
   tensors = collections.OrderedDict(w=BASE)
   tensors._metadata = {"version": 2}  # as a state_dict has
   path.write_bytes(pickle.dumps(tensors, 2))
+  np.testing.assert_array_equal(files.read(str(path))["w"], BASE)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4])
+def test_checkpoints_of_torchvisions_own_training_hold_its_options(tmp_path, protocol):
+  options = argparse.Namespace(lr=0.02, world_size=8, device="cuda", opts=None, names={"a", "b"})
+  path = tmp_path / "model_25.pth"
+  path.write_bytes(pickle.dumps({"model": {"w": BASE}, "args": options, "epoch": 25}, protocol))
   np.testing.assert_array_equal(files.read(str(path))["w"], BASE)
 
 

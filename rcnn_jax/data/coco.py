@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import pathlib
 import stat
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ class CocoFolder:
     names = _names(held)
     rows, files, missing = _images_there(names, folder)
     # The columns may have been made when the file was called by another path.
-    of_file = [Fault(file or str(path), *rest) for file, *rest in held.values["faults"]]
+    of_file = [Fault(file or str(path), *rest) for file, *rest in json.loads(held["faults"].tobytes())]
     faults = of_file + _fractions(held, path) + faults + missing
     if strict:
       raise_or_warn(faults)
@@ -111,6 +112,10 @@ class CocoSource:
 
   def __len__(self) -> int:
     return len(self.rows)
+
+  def __getstate__(self) -> dict[str, Any]:
+    # Worker processes read images and annotations; what is wrong with the file may be a million lines.
+    return self.__dict__ | {"faults": ()}
 
   def annotations(self, index: int, masks: bool = True) -> Annotations:
     """The objects of image `index`; `masks=False` leaves the segmentations out.

@@ -6,15 +6,16 @@ The columns, for n images and m objects, which are sorted by image and within it
     sizes i32[n, 2]      (height, width)
     name_offsets i64[n + 1], names u8[]    file names as they stand in the file, in UTF-8
     offsets i64[n + 1]   image i has the objects offsets[i] to offsets[i + 1]
+    faults u8[]          JSON: [file, problem, item, fatal] of each, the file "" where it is the annotation file
     and of the objects those of `coco_objects`
 
-`values` holds the categories; the faults, whose file is "" where it is the annotation file; and `file_ids`, the file's
-own ids of images where image_ids are not those.
+`values` holds the categories, and `file_ids`, the file's own ids of images where image_ids are not those.
 """
 
 from __future__ import annotations
 
 import collections
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -60,12 +61,9 @@ def build(encoded: bytes, path: pathlib.Path, writer: Writer) -> Columns:
   writer.append("names", np.frombuffer(b"".join(names), np.uint8))
   writer.append("name_offsets", offsets([len(name) for name in names]))
   writer.append("offsets", offsets(objects))
-  values = {
-    "categories": categories,
-    "file_ids": None if own else ids,
-    "faults": [_plain(fault, str(path)) for fault in faults + more],
-  }
-  return writer.finish(values)
+  plain = json.dumps([_plain(fault, str(path)) for fault in faults + more])
+  writer.append("faults", np.frombuffer(plain.encode(), np.uint8))
+  return writer.finish({"categories": categories, "file_ids": None if own else ids})
 
 
 def _plain(fault: Fault, path: str) -> list:

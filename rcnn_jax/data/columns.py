@@ -25,7 +25,7 @@ import numpy as np
 
 from rcnn_jax.data.errors import DataError
 
-VERSION = 2  # of the format, and of what the readers put into it: a change of either makes a cache stale
+VERSION = 3  # of the format, and of what the readers put into it: a change of either makes a cache stale
 HEAD = "columns.json"
 SMALL = 5_000_000  # bytes of an annotation file up to which a cache saves nothing
 CHECKED = 100_000_000  # bytes of an array up to which its check sum is compared at each opening

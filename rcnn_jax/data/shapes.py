@@ -29,7 +29,7 @@ class Shapes:
   def open(self, strict: bool = True) -> TfdsSource:
     """Builds the data set if it is not there, and opens it. Raises DataError for an unknown split."""
     name = f"drawn_shapes/{self._config_name}"
-    if not list(pathlib.Path(self.data_dir).expanduser().glob(f"{name}/*/dataset_info.json")):
+    if not list(pathlib.Path(os.path.expanduser(self.data_dir)).glob(f"{name}/*/dataset_info.json")):
       self._build()
     return Tfds(name, self.split, self.data_dir).open(strict)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -40,7 +41,7 @@ class Tfds:
       DataError: not prepared, no such split, not a detection data set, TensorFlow needed; or, when `strict`, no
         record can be read.
     """
-    builder = _builder(_prepared_folder(pathlib.Path(self.data_dir).expanduser(), self.name))
+    builder = _builder(_prepared_folder(pathlib.Path(os.path.expanduser(self.data_dir)), self.name))
     _check_split(builder, self.split)
     form = form_of(builder.info.features, str(builder.data_dir))
     records = _records(builder, self.split)

@@ -83,8 +83,9 @@ def parse(record: Any, number: int, name: str, form: Form) -> tuple[Annotations 
   except Exception as error:  # what is no dictionary, no bytes, no numbers ...
     return None, [Fault(file_name, f"the record is not of the form of its features: {reason(error)}", fatal=False)]
   boxes = _boxes(corners, size, form.box_form)
-  sides = boxes[:, 2:] - boxes[:, :2]
-  areas = sides.prod(1) if given_areas is None else np.where(np.isfinite(given_areas), given_areas, sides.prod(1))
+  with np.errstate(over="ignore", invalid="ignore"):  # of corners without bound, whose boxes are degenerate
+    areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
+  areas = areas if given_areas is None else np.where(np.isfinite(given_areas), given_areas, areas)
   crowd, difficult = (np.zeros(len(boxes), bool) if flag is None else flag for flag in flags)
   annotations = Annotations(
     image_id=number,

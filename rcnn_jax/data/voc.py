@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import difflib
 import logging
+import os
 import pathlib
 from collections.abc import Sequence
 
@@ -58,7 +59,7 @@ class VocFolder:
     Raises:
       DataError: a folder is missing or, when `strict`, nothing usable is left, or a class occurs nowhere.
     """
-    root = pathlib.Path(self.root).expanduser()
+    root = pathlib.Path(os.path.expanduser(self.root))
     for folder in (root, root / voc_files.ANNOTATIONS, root / voc_files.IMAGES):
       if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
@@ -67,12 +68,15 @@ class VocFolder:
     split = voc_files.read_split(path, annotation_files, pictures)
     records = {file: voc_xml.read(annotation_files.path(file)) for file in split.annotations if file is not None}
     classes, fatal = self._classes(annotation_files, records)
-    rows, faults = [], list(split.faults)
+    rows, faults, of_image = [], list(split.faults), {}
     for image_id, (name, file) in enumerate(zip(split.names, split.annotations), 1):
       row, found = _usable(image_id, name, file and records[file], pictures, annotation_files.root, self.upright)
       faults += found
-      if row is not None:
+      if row is not None and of_image.setdefault(row.file, file) == file:
         rows.append(row)
+      elif row is not None:
+        problem = f"its image {row.file} is that of {of_image[row.file]} too"
+        faults.append(Fault(annotation_files.path(file), problem, fatal=False))
     if split.names and not rows:
       fatal = [Fault(str(path), f"none of the images that it names can be used: {faults[0]}")]
     if strict:
@@ -113,7 +117,7 @@ class VocFolder:
     others = collections.Counter(name for name in names if name not in self.class_names)
     if others:
       shown = ", ".join(name for name, _ in others.most_common(5)) + (", ..." if len(others) > 5 else "")
-      logger.warning("%s: %d objects of other classes left out: %s", path, others.total(), shown)
+      logger.warning("%s: objects of other classes left out: %d (%s)", path, others.total(), shown)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

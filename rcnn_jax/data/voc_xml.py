@@ -13,6 +13,7 @@ from rcnn_jax.data.errors import Fault, clipped
 from rcnn_jax.data.text import encoding_of, meant
 
 MAX_BYTES, MAX_TAGS = 2**24, 2**20  # of an annotation file: room for 50,000 objects
+MAX_NAME = 200  # characters of a class's name
 SIDES = ("xmin", "ymin", "xmax", "ymax")
 _DECLARATION = re.compile(r"<\?xml\s[^>]{0,250}>")
 _ENCODING = re.compile(r"encoding\s*=\s*[\"']([^\"']*)[\"']")
@@ -121,8 +122,8 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 def _object(number: int, node: ElementTree.Element) -> tuple[Object | None, str | None]:
   """(the object or None, what is wrong with it or None)."""
   name = _words(node.findtext("name"))
-  if not name:
-    return None, "no <name>"
+  if not name or len(name) > MAX_NAME:
+    return None, f"<name> of {len(name):,} characters: no class's" if name else "no <name>"
   box = node.find("bndbox")
   if box is None:
     return None, "no <bndbox>"

@@ -97,6 +97,8 @@ def _is_free(path: pathlib.Path, kept: frozenset[FileId]) -> bool:
 
 def is_own_detections(path: pathlib.Path) -> bool:
   """Whether a file of detections is one of `launch.predict`: its entries end with `category` and `file_name`."""
+  if not path.is_file():  # a pipe would be waited for
+    return False
   try:
     with open(path, "rb") as file:
       head = file.read(_HEAD).decode().lstrip()
@@ -110,6 +112,8 @@ def is_own_detections(path: pathlib.Path) -> bool:
 
 def is_own_metrics(path: pathlib.Path) -> bool:
   """Whether a file is the metrics.json of an evaluation."""
+  if not path.is_file():
+    return False
   try:
     form = json.loads(path.read_bytes())
   except (OSError, ValueError, RecursionError):

@@ -26,7 +26,7 @@ def read(path: str) -> dict[str, np.ndarray]:
   path = os.path.expanduser(path)
   if not os.path.isfile(path):
     raise WeightsError(f"{path}: no such weights file")
-  tensors = read_safetensors(path) if path.endswith(".safetensors") else pickles.read(path)
+  tensors = read_safetensors(path) if path.lower().endswith(".safetensors") else pickles.read(path)
   unprintable = [shown(name) for name in tensors if len(name) > LONGEST_NAME or not name.isprintable()]
   if unprintable:
     raise WeightsError(f"{path}: names that no tensor has: {listed(unprintable)}")

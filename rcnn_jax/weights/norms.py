@@ -12,6 +12,7 @@ Their other detectors, and all of Detectron2's, have 1e-5.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable
 
 from rcnn_jax.weights.library import Library
@@ -41,5 +42,5 @@ def told(library: Library, names: Iterable[str], path: str) -> tuple[float, str]
 
 def digest(path: str) -> str:
   """The SHA-256 of a file, in hexadecimal."""
-  with open(path, "rb") as file:
+  with open(os.path.expanduser(path), "rb") as file:
     return hashlib.file_digest(file, "sha256").hexdigest()

@@ -326,9 +326,9 @@ def _rebuilt(storage: Storage, offset: int, shape: tuple, strides: tuple, *ignor
   return Tensor(storage, offset, tuple(shape), tuple(strides))
 
 
-def _listed(items: Any) -> list:
-  """A set, of which nothing is asked."""
-  return items if isinstance(items, list) else []
+def _listed(items: Any, *ignored: Any) -> list:
+  """A set, the sides of a tensor or a device, of which nothing is asked."""
+  return items if isinstance(items, list) else [items]
 
 
 def _tensor_of(tensor: Any, *ignored: Any) -> Any:
@@ -339,6 +339,9 @@ def _allowed() -> dict[tuple[str, str], Any]:
   allowed = {
     ("collections", "OrderedDict"): _Function(_dict_of),
     ("collections", "Counter"): _Function(_dict_of),  # in the state of learning-rate schedules
+    ("argparse", "Namespace"): _Function(lambda: _Dict()),  # the options, in the checkpoints of torchvision's own training
+    ("torch", "Size"): _Function(_listed),
+    ("torch", "device"): _Function(_listed),
     ("torch._utils", "_rebuild_tensor"): _Function(_rebuilt),
     ("torch._utils", "_rebuild_tensor_v2"): _Function(_rebuilt),
     ("torch._utils", "_rebuild_parameter"): _Function(_tensor_of),
