@@ -14,7 +14,8 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO
 
-_START = 2**16  # bytes within which formats of few parts say their size
+_START = 2**12  # bytes within which most formats say their size
+_DEEPER = 2**16  # the same, where a colour profile may stand before it
 _MAX_PARTS = 10_000  # chunks, segments or bytes of padding that are looked at before a file is given up
 _SPACE = rb"(?:\s|#[^\n]*\n)+"  # or a comment, in the portable formats
 _IN_WORDS = (
@@ -97,10 +98,12 @@ def _header(start: bytes, file: BinaryIO) -> Header | None:
   if start.startswith(b"\x59\xa6\x6a\x95"):  # Sun raster
     return _of(struct.unpack(">II", start[4:12]))
   if start.startswith((b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")):  # JPEG 2000: the codestream counts
-    place = start.index(b"\xff\x4f\xff\x51") if b"\xff\x4f\xff\x51" in start else -1
-    right, bottom, left, top = struct.unpack(">IIII", start[place + 8 : place + 24]) if place >= 0 else (0, 0, 0, 0)
-    return _of((right - left, bottom - top)) if place >= 0 else None
+    start += file.read(_DEEPER)
+    place = start.find(b"\xff\x4f\xff\x51")
+    right, bottom, left, top = struct.unpack(">IIII", start[place + 8 : place + 24] if place >= 0 else b"")
+    return _of((right - left, bottom - top))
   if start[4:8] == b"ftyp":  # AVIF: of the picture and its parts, the largest
+    start += file.read(_DEEPER)
     sizes = [struct.unpack(">II", found[1]) for found in re.finditer(rb"ispe\0{4}(.{8})", start, re.DOTALL)]
     return _of(max(sizes, key=lambda size: size[0] * size[1])) if sizes else None
   found = next(filter(None, (pattern.match(start) for pattern in _IN_WORDS)), None)

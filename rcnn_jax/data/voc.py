@@ -68,15 +68,8 @@ class VocFolder:
     split = voc_files.read_split(path, annotation_files, pictures)
     records = {file: voc_xml.read(annotation_files.path(file)) for file in split.annotations if file is not None}
     classes, fatal = self._classes(annotation_files, records)
-    rows, faults, of_image = [], list(split.faults), {}
-    for image_id, (name, file) in enumerate(zip(split.names, split.annotations), 1):
-      row, found = _usable(image_id, name, file and records[file], pictures, annotation_files.root, self.upright)
-      faults += found
-      if row is not None and of_image.setdefault(row.file, file) == file:
-        rows.append(row)
-      elif row is not None:
-        problem = f"its image {row.file} is that of {of_image[row.file]} too"
-        faults.append(Fault(annotation_files.path(file), problem, fatal=False))
+    rows, faults = _rows(split, records, pictures, annotation_files, self.upright)
+    faults = [*split.faults, *faults]
     if split.names and not rows:
       fatal = [Fault(str(path), f"none of the images that it names can be used: {faults[0]}")]
     if strict:
@@ -159,6 +152,20 @@ class _Row:
 
 def _names(records) -> set[str]:
   return {item.name for record in records for item in record.objects}
+
+
+def _rows(split, records, pictures, annotation_files, upright: bool) -> tuple[list[_Row], list[Fault]]:
+  """The images of a split that can be used, each once, and what is wrong with the others."""
+  rows, faults, of_image = [], [], {}
+  for image_id, (name, file) in enumerate(zip(split.names, split.annotations), 1):
+    row, found = _usable(image_id, name, file and records[file], pictures, annotation_files.root, upright)
+    faults += found
+    if row is not None and of_image.setdefault(row.file, file) == file:
+      rows.append(row)
+    elif row is not None:
+      problem = f"its image {row.file} is that of {of_image[row.file]} too"
+      faults.append(Fault(annotation_files.path(file), problem, fatal=False))
+  return rows, faults
 
 
 def _usable(image_id, name, record: Record | None, pictures, folder, upright) -> tuple[_Row | None, Sequence[Fault]]:
