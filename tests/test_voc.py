@@ -123,7 +123,7 @@ def test_an_image_that_cannot_be_used_is_left_out_and_told_once(root, spoil, mes
     ("b.png", 2)
   ]
   (line,) = caplog.messages
-  assert line.startswith("1 fault, what it concerns is left out") and re.search(message, line) and "\n" not in line
+  assert line.startswith("1 fault; what cannot be read is left out") and re.search(message, line) and "\n" not in line
   assert [str(fault) for fault in source.faults] == [line.split("; the first: ")[1]]
 
 
@@ -185,8 +185,10 @@ def test_a_class_that_another_split_has_may_be_chosen(root):
     (("dog", "brid"), "Annotations: no object is of the class 'brid'; the nearest: bird"),
     (("Dog",), "Annotations: no object is of the class 'Dog'; the nearest: dog"),
     (("aeroplane",), "Annotations: no object is of the class 'aeroplane'; the nearest: bird, cat, dog"),
+    ("dog", r"class_names='dog': several names are meant, like \('dog', 'cat'\)"),
+    ((1,), r"class_names=\(1,\): several names are meant"),
     ((), r"Annotations: class_names=\(\): names one or more classes, each once"),
-    (("dog", "dog"), "names one or more classes, each once"),
+    (("dog", "dog "), "names one or more classes, each once"),
   ],
 )
 def test_classes_that_do_not_occur_are_refused_with_the_nearest(root, names, message):

@@ -141,6 +141,12 @@ def test_of_images_of_one_name_filename_decides(tmp_path):
   assert several in read(root, "a")[1]
 
 
+def test_an_image_of_a_type_that_is_not_read_is_named(tmp_path):
+  root = folder(tmp_path, "a", "b")
+  (root / "JPEGImages/a.jpg").rename(root / "JPEGImages/a.heic")
+  assert read(root, "a\nb\n") == (("b.jpg",), ["JPEGImages/a: a.heic is of no type that is read"])
+
+
 def test_an_image_of_another_name_is_found_by_filename(tmp_path):
   root = folder(tmp_path, "a")
   (root / "JPEGImages/a.jpg").rename(root / "JPEGImages/photo 7.jpg")

@@ -74,7 +74,7 @@ class VocFolder:
       fatal = [Fault(str(path), f"none of the images that it names can be used: {faults[0]}")]
     if strict:
       raise_or_warn(fatal + faults)
-      self._warn_of_other_classes(path, rows)
+      _warn_of_other_classes(path, rows, classes)
     class_of = {name: number for number, name in enumerate(classes, 1)}
     return VocSource(
       categories=tuple(Category(number, name) for name, number in class_of.items()),
@@ -87,6 +87,10 @@ class VocFolder:
   def _classes(self, files: voc_files.Files, records: dict[str, Record]) -> tuple[tuple[str, ...], list[Fault]]:
     """The names of the classes, and what is wrong with those that were asked for."""
     asked = self.class_names
+    if asked is not None:
+      if isinstance(asked, str) or not all(isinstance(name, str) for name in asked):
+        raise DataError(f"class_names={asked!r}: several names are meant, like ('dog', 'cat')")
+      asked = tuple(map(voc_xml.words, asked))
     found = _names(records.values())
     if asked is None or not set(asked) <= found:
       found |= _names(voc_xml.read(files.path(file)) for file in files.all() if file not in records)
@@ -102,15 +106,6 @@ class VocFolder:
         nearest = f"the nearest: {', '.join(near)}" if near else "there is no object at all"
         faults.append(Fault(str(files.root), f"no object is of the class {clipped(name)}; {nearest}"))
     return asked, faults
-
-  def _warn_of_other_classes(self, path: pathlib.Path, rows: Sequence[_Row]) -> None:
-    if self.class_names is None:
-      return
-    names = [item.name for row in rows for item in row.record.objects]
-    others = collections.Counter(name for name in names if name not in self.class_names)
-    if others:
-      shown = ", ".join(name for name, _ in others.most_common(5)) + (", ..." if len(others) > 5 else "")
-      logger.warning("%s: objects of other classes left out: %d (%s)", path, others.total(), shown)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,7 +169,7 @@ def _usable(image_id, name, record: Record | None, pictures, folder, upright) ->
     return None, [Fault(str(folder / f"{name}.xml"), "no such annotation file", fatal=False)]
   if not record.usable:
     return None, record.faults
-  file, problem = voc_files.choose_image(pictures.find(name), record.image_name, name, pictures)
+  file, problem = voc_files.choose_image(name, record.image_name, pictures)
   if file is None:
     return None, [*record.faults, Fault(str(pictures.root / name), problem, fatal=False)]
   path = pictures.path(file)
@@ -211,3 +206,11 @@ def _annotations(row: _Row, folder: VocFolder, class_of: dict[str, int]) -> Anno
     ids=np.array([item.number for item in objects], np.int64),
     areas=areas,
   )
+
+
+def _warn_of_other_classes(path: pathlib.Path, rows: Sequence[_Row], classes: tuple[str, ...]) -> None:
+  names = [item.name for row in rows for item in row.record.objects]
+  others = collections.Counter(name for name in names if name not in classes)
+  if others:
+    shown = ", ".join(name for name, _ in others.most_common(5)) + (", ..." if len(others) > 5 else "")
+    logger.warning("%s: objects of other classes left out: %d (%s)", path, others.total(), shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import os
 import pathlib
 import posixpath
@@ -44,6 +45,11 @@ class Files:
     exact, folded = self._folder(parent)
     found = exact.get(base) or folded.get(_folded(base)) or []
     return [posixpath.join(parent, file) for file in found]
+
+  @functools.cached_property
+  def of_other_kinds(self) -> Files:
+    """The files with any other end."""
+    return Files(self.root, lambda name: not self._accepts(name))
 
   def path(self, file: str) -> str:
     """Where a found file lies."""
@@ -118,15 +124,15 @@ def read_split(path: pathlib.Path, annotations: Files, pictures: Files) -> Split
   return Split(tuple(names), tuple(names.values()), tuple(faults))
 
 
-def choose_image(files: list[str], image_name: str | None, name: str, pictures: Files) -> tuple[str | None, str]:
+def choose_image(name: str, image_name: str | None, pictures: Files) -> tuple[str | None, str]:
   """(the image of an annotation file or None, why there is none).
 
   Args:
-    files: what the image's name means.
+    name: the image's, as the split has it.
     image_name: <filename> of the annotation file, which decides where several files differ in their ends, and is
       looked for where none has the name.
   """
-  said = posixpath.basename((image_name or "").replace("\\", "/"))
+  files, said = pictures.find(name), posixpath.basename((image_name or "").replace("\\", "/"))
   if not files and said:
     files = pictures.find(posixpath.join(posixpath.dirname(name), said))
   if len(files) > 1:
@@ -136,7 +142,10 @@ def choose_image(files: list[str], image_name: str | None, name: str, pictures: 
       names = ", ".join(posixpath.basename(file) for file in files)
       return None, f"several images of that name ({names}), and <filename> names none of them"
     return (exact or said_ones)[0], ""
-  return (files[0], "") if files else (None, "no image of that name (.jpg, .png, ...)")
+  if files:
+    return files[0], ""
+  others = [posixpath.basename(file) for file in pictures.of_other_kinds.find(name)]
+  return None, f"{others[0]} is of no type that is read" if others else "no image of that name (.jpg, .png, ...)"
 
 
 def xml_files(root: pathlib.Path) -> Files:

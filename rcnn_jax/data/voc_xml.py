@@ -121,7 +121,7 @@ def _size(root: ElementTree.Element) -> tuple[int, int] | None:
 
 def _object(number: int, node: ElementTree.Element) -> tuple[Object | None, str | None]:
   """(the object or None, what is wrong with it or None)."""
-  name = _words(node.findtext("name"))
+  name = words(node.findtext("name"))
   if not name or len(name) > MAX_NAME:
     return None, f"<name> of {len(name):,} characters: no class's" if name else "no <name>"
   box = node.find("bndbox")
@@ -154,8 +154,8 @@ def _number(written: str | None) -> float | None:
     return None
 
 
-def _words(written: str | None) -> str:
-  """A name as it is compared: spaces collapsed, and letters with accents as single characters."""
+def words(written: str | None) -> str:
+  """A class's name as it is compared: spaces collapsed, and letters with accents as single characters."""
   return unicodedata.normalize("NFC", " ".join((written or "").split()))
 
 
