@@ -221,6 +221,14 @@ def test_the_batch_size_changes_no_entry(tmp_path, batch_size, canvases):
   assert found == {f"{number}.png": (number + 1, boxes[number % 2]) for number in range(5)}
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 3000), (3000, 1), (5000, 40)])
+def test_an_image_of_any_proportions_is_looked_at_and_drawn(tmp_path, size):
+  Image.fromarray(np.full((*size, 3), 255, np.uint8)).save(tmp_path / "a.png")
+  unread, entries = run(tmp_path)
+  assert unread == [] and [e["bbox"] for e in entries] == [pytest.approx([0, 0, size[1], size[0]])] * 3
+  assert (tmp_path / "out" / "a.png").is_file()
+
+
 def test_pictures_and_entries_are_there_when_a_later_image_ends_the_run(tmp_path, monkeypatch):
   for number in range(4):
     Image.fromarray(scene()).save(tmp_path / f"{number}.png")

@@ -32,18 +32,20 @@ def detect(
   batches: Iterable[Batch],
   sizes: Mapping[int, tuple[int, int]],
   category_ids: Sequence[int],
+  *,
+  mesh: Mesh | None = None,
   **options,
 ) -> Results:
-  """What `model` finds in `batches`, each image exactly once; with several processes each gets the results of all.
+  """What `model` finds in `batches`, each image exactly once; processes that share a mesh each get the results of all.
 
   Arguments are those of `find`; `sizes` names every image that is to be seen.
 
   Raises:
     EvaluationError: an image was missed, seen twice or unknown, or the model gave a number that is not finite.
   """
-  images = list(find(model, variables, batches, sizes, category_ids, **options))
+  images = list(find(model, variables, batches, sizes, category_ids, mesh=mesh, **options))
   own = Results.of(images), [one.image_id for one in images]
-  everywhere = hosts.gathered(own)
+  everywhere = [own] if mesh is None else hosts.gathered(own)
   _check_each_once([image_id for _, seen in everywhere for image_id in seen], sizes)
   return Results.joined([results for results, _ in everywhere])
 
