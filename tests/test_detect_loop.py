@@ -365,7 +365,8 @@ print(min(times))
 
 def test_a_hundred_masks_of_a_photograph_take_a_twentieth_of_a_second_of_one_core():
   environment = os.environ | {"OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(pathlib.Path(__file__).parents[1])}
-  ended = subprocess.run([sys.executable, "-c", ENCODING], env=environment, capture_output=True, text=True, timeout=60)
+  command = [sys.executable, "-c", ENCODING]
+  ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
   assert float(ended.stdout) < 0.05
 
 

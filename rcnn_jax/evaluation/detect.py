@@ -36,7 +36,7 @@ def detect(
   mesh: Mesh | None = None,
   **options,
 ) -> Results:
-  """What `model` finds in `batches`, each image exactly once; processes that share a mesh each get the results of all.
+  """What `model` finds in `batches`, each image exactly once; processes that share a mesh get the results of all.
 
   Arguments are those of `find`; `sizes` names every image that is to be seen.
 

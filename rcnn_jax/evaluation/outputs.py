@@ -32,7 +32,7 @@ def write_picture(path: pathlib.Path, picture: np.ndarray) -> None:
   """Writes u8[H, W, 3] (RGB) as a PNG with the mark; the file is whole or not there."""
   mark, buffer = PngInfo(), io.BytesIO()
   mark.add_text("Software", SOFTWARE)
-  Image.fromarray(picture).save(buffer, "PNG", pnginfo=mark, compress_level=3)  # a third of the time of 6, 10 % larger
+  Image.fromarray(picture).save(buffer, "PNG", pnginfo=mark, compress_level=3)  # a third of the time of 6
   with writing(path) as file:
     file.write(buffer.getbuffer())
 
