@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import io
 import logging
 import os
 import pathlib
@@ -16,6 +17,7 @@ import tempfile
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from rcnn_jax.data import images, tfds
 from rcnn_jax.data.errors import DataError
@@ -80,9 +82,28 @@ def seeds() -> dict[str, list[bytes]]:
   return {
     "voc_xml": [XML.encode(encoding) for encoding in encodings] + declared,
     "split_file": [SPLIT.encode(encoding) for encoding in encodings],
-    "image": [cv2.imencode(end, picture if end != ".pgm" else picture[..., 0])[1].tobytes() for end in ends],
+    "image": [cv2.imencode(end, picture if end != ".pgm" else picture[..., 0])[1].tobytes() for end in ends]
+    + _moving_and_turned(picture),
     "tfds_record": [_sound_record()],
   }
+
+
+def _moving_and_turned(picture: np.ndarray) -> list[bytes]:
+  """Animations, and files with EXIF, which have parts that others have not."""
+  exif = Image.Exif()
+  exif[0x0112] = 6
+  first, more = Image.fromarray(picture), {"save_all": True, "append_images": [Image.fromarray(255 - picture)]}
+  found = []
+  for kind, choices in [
+    *((kind, more) for kind in ("GIF", "WEBP", "PNG", "TIFF")),
+    *((kind, {"exif": exif}) for kind in ("JPEG", "WEBP", "PNG")),
+    ("JPEG", {"progressive": True}),
+    ("TIFF", {"compression": "tiff_lzw"}),
+  ]:
+    file = io.BytesIO()
+    first.save(file, kind, **choices)
+    found.append(file.getvalue())
+  return found
 
 
 def _read_all(spec: VocFolder) -> list[Source]:
@@ -156,8 +177,6 @@ def _features():
 
 
 def _sound_record() -> bytes:
-  import io
-
   features, _ = _features()
   encoded = io.BytesIO(cv2.imencode(".png", np.zeros((6, 8, 3), np.uint8))[1].tobytes())
   one = {"bbox": np.float32([0.1, 0.2, 0.5, 0.6]), "label": 1, "is_crowd": False, "area": 4.0, "segmentation": "`1"}
