@@ -31,7 +31,7 @@ from rcnn_jax.data.columns import Writer, offsets
 from rcnn_jax.data.errors import Fault
 from rcnn_jax.data.segmentations import EMPTY, FARTHEST, FILLED, NONE, REFUSED, Polygons
 
-CHUNK = 20_000  # annotations that are decoded together
+CHUNK = 5_000  # annotations that are decoded together
 AMBIGUOUS, UNKNOWN = -1, -2  # in place of an image: one that is left out, and one that the file does not name
 
 
@@ -187,7 +187,7 @@ def _write_chunk(chunk: Chunk, writer: Writer, counts: dict[str, list[np.ndarray
   joints = _joints(chunk, categories)
   lengths = np.array([len(each) for each in joints], np.int64)
   flat = np.array([number for each, is_kept in zip(joints, kept) if is_kept for number in each], np.float32)
-  labelled = [sum(number > 0 for number in each[2::3]) for each in joints]
+  labelled = [sum(number > 0 for number in each[2::3]) if each else 0 for each in joints]
   writer.append("joints", flat)
   writer.append("num_labelled", np.array(labelled, np.int32)[kept])
   counts["joint"].append(lengths[kept])
@@ -281,10 +281,10 @@ class _Masks:
 
   def _collect(self) -> tuple[Polygons, np.ndarray, list[tuple[int, bytes]]]:
     """Polygons with the object that each is of, and run lengths with theirs."""
-    coordinates, lengths, owners, runs = array.array("d"), [], [], []
+    coordinates, lengths, owners, runs, given = array.array("d"), [], [], [], []
     for number, fields in self._chunk.unreadable.items():
       if "segmentation" in fields:
-        self._given[number] = True
+        given.append(number)
         told = f"segmentation {shown(fields['segmentation'])} is neither polygons nor run lengths"
         self._chunk.fault(number, told)
     for number, entry in enumerate(self._chunk.entries):
@@ -305,7 +305,10 @@ class _Masks:
         elif part:
           told = "a polygon of fewer than three points, or of an odd number of coordinates"
           self._chunk.fault(number, told)
-        self._given[number] |= part.__class__ is Runs or bool(part)
+        else:
+          continue
+        given.append(number)
+    self._given[given] = True
     polygons = Polygons(np.frombuffer(coordinates, np.float64), np.array(lengths, np.int64))
     return polygons, np.array(owners, np.int64), runs
 
