@@ -7,6 +7,7 @@ level too deep or too flat. What still does not fit is left out of the entry, an
 
 from __future__ import annotations
 
+import functools
 import json
 import pathlib
 import re
@@ -169,9 +170,12 @@ def read(raw: msgspec.Raw, decoder: msgspec.json.Decoder) -> tuple[Any, dict[str
     return None, {"": bytes(raw)[:60].decode("utf-8", "replace")}
 
 
+_fields = functools.cache(msgspec.structs.fields)  # which compiles the types anew at each call
+
+
 def _read_leniently(value: dict[str, Any], kind: type) -> tuple[Any, dict[str, Any]]:
   fields, unreadable = {}, {}
-  for field in msgspec.structs.fields(kind):
+  for field in _fields(kind):
     if field.name not in value:
       continue
     given = value[field.name]
