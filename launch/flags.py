@@ -16,6 +16,7 @@ from absl import logging as absl_logging
 
 from launch import ending
 from rcnn_jax import experiment as experiments
+from rcnn_jax import ranges
 from rcnn_jax.experiment import Experiment
 
 FLAGS = flags.FLAGS
@@ -100,6 +101,7 @@ def _can_write(folder: str) -> bool:
 def chosen_experiment() -> Experiment:
   """The experiment that the flags ask for, overrides applied. With --print_experiment, prints it and exits."""
   experiment = experiments.load(FLAGS.experiment).set(FLAGS.set)
+  ranges.check(experiment)
   if FLAGS.print_experiment:
     print(f"{describe(experiment)}\n{parameters(experiment)}")
     sys.exit(0)
@@ -117,7 +119,9 @@ def chosen_run() -> Any:
   if FLAGS.experiment:
     experiments.load(FLAGS.experiment)  # whoever names the file lets it run: its classes are known from here on
   run = checkpoint.load_run(FLAGS.workdir, FLAGS.checkpoint)
-  return with_experiment(run, run.experiment.set(FLAGS.set))
+  experiment = run.experiment.set(FLAGS.set)
+  ranges.check(experiment)
+  return with_experiment(run, experiment)
 
 
 def with_experiment(run: Any, experiment: Experiment) -> Any:

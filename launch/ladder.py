@@ -27,6 +27,7 @@ from absl import flags
 from launch import apart, benchmark
 from launch import flags as launch_flags
 from rcnn_jax import experiment as experiments
+from rcnn_jax import ranges
 from rcnn_jax.data import loader
 from rcnn_jax.data.source import Source
 from rcnn_jax.evaluation import ladder, plots, report
@@ -159,6 +160,7 @@ def make(settings: Settings) -> None:
 def planned(asked: str, settings: Settings) -> Climb:
   """The rung, its data opened, its run directory found to be free or its own; no device is touched."""
   experiment = experiments.load(asked).set(settings.assignments)
+  ranges.check(experiment)
   folder = str(settings.workdir / experiment.name)
   checkpoint.check_experiment(folder, experiment)
   epoch = loader.training_epoch(experiment.data, experiment.data.train.open())

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from launch import flags as launch_flags
+from rcnn_jax import ranges
 from rcnn_jax.data import loader, pipeline
 from rcnn_jax.data.fingerprint import fingerprint, of_file
 from rcnn_jax.evaluation import report
@@ -69,6 +70,7 @@ def train(
   log_every: int = 20,
 ) -> None:
   """Brings the experiment, its data, the engine and the evaluation together."""
+  ranges.check(experiment)
   meshes.check_batch_size(experiment.data.batch_size[0], mesh)
   source, eval_source = experiment.data.train.open(), experiment.data.eval.open()
   check_categories(source.categories, eval_source.categories)

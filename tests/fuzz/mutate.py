@@ -23,7 +23,8 @@ NUMBERS = (
 )
 VALUES = (
   *(None, True, False, [], {}, [[]], [None], [{}], {"": None}, [1, 2, 3, 4], [[1, 2, 3]]),
-  *({"size": [4, 4], "counts": "04"}, {"size": [2**31, 2**31], "counts": [0, 2**62]}, [[0, 0, 1e308, 0, 0, 1e308]], {"class": "os:system"}),
+  *({"size": [4, 4], "counts": "04"}, {"size": [2**31, 2**31], "counts": [0, 2**62]}),
+  *([[0, 0, 1e308, 0, 0, 1e308]], {"class": "os:system"}),
 )
 ENCODINGS = ("utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "gbk", "shift_jis", "utf-7", "cp1252")
 INTEGERS = tuple(value.to_bytes(4, "little") for value in (0, 1, 255, 65535, 2**31 - 1, 2**31, 2**32 - 1))
