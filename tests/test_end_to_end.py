@@ -146,7 +146,8 @@ def test_a_run_goes_on_where_its_data_have_moved_to_and_not_with_others(undistur
   options = [f"--experiment={folder}/killed.py", f"--workdir={folder}/of moved data", "--set=evaluation.pictures=3"]
   moved = [f"--set=data.{which}.data_dir={folder}/moved" for which in ("train", "eval")]
   ended = command("train", *options, *moved)
-  assert (ended.returncode, ended.stderr) == (0, "") and "resuming at step 24 of 24" in ended.stdout
+  assert ended.returncode == 0 and "resuming at step 24 of 24" in ended.stdout
+  assert not [line for line in ended.stderr.splitlines() if "cpu_aot_loader" not in line]  # which XLA's cache writes
   form = json.loads((folder / "of moved data" / "experiment.json").read_text())
   assert form["experiment"]["data"]["train"]["data_dir"] == f"{folder}/moved"
   assert form["fingerprints"]["train"]["images"] == 24
