@@ -70,6 +70,7 @@ def fake_python(folder: pathlib.Path, source: str) -> str:
   return str(python)
 
 
+@pytest.mark.long
 def test_one_run_measures_both_and_writes_what_it_printed(tmp_path):
   peer = fake_python(tmp_path, PEER)
   done = run(tmp_path, "--peer=torchvision", f"--peer_python={peer}", f"--output={tmp_path}/out.json")

@@ -92,6 +92,7 @@ def test_dropout_is_the_same_on_one_device_and_on_three():
   np.testing.assert_allclose(alone, shared, rtol=1e-6)
 
 
+@pytest.mark.long
 def test_the_rpn_and_the_box_head_learn_by_overlap():
   usual = small_detector()
   model = usual.clone(

@@ -224,6 +224,7 @@ def test_a_mask_head_stands_behind_the_cascade():
   assert found.masks.shape == (2, 10, 8, 8)
 
 
+@pytest.mark.long
 def test_two_scenes_are_learnt_by_heart():
   """Every object is found at a high IoU, which is what the later stages are for."""
   batch = scene_batch(8)

@@ -163,6 +163,7 @@ def test_scales_are_one_network_over_resized_images():
   assert shapes["params"]["trunk"]["fc6"]["kernel"].shape == (5 * 16, 32)
 
 
+@pytest.mark.long
 def test_one_classifier_takes_images_of_any_size():
   model = PyramidClassifier(SmallBackbone(), FcTrunk((8,)), num_classes=5, pool=SpatialPyramid((1, 2)))
   images = {size: jax.random.normal(jax.random.key(0), (2, *size, 3)) for size in ((48, 64), (80, 40))}
