@@ -60,8 +60,11 @@ class Chunk:
       try:
         self.entries.append(decoder.decode(raw))
       except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        entry, self.unreadable[number] = read(raw, decoder)
-        self.entries.append(entry)
+        entry, unreadable = read(raw, decoder)
+        self.entries.append(Annotation() if entry is None else entry)
+        if entry is None:  # its image can be read, and no more of it: a number of 5,000 digits stands in it
+          self.fault(number, f"cannot be read: {shown(unreadable[''])}")
+        self.unreadable[number] = unreadable
 
   def fault(self, number: int, problem: str) -> None:
     """Notes what is wrong with annotation `number` of the chunk."""

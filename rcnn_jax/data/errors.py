@@ -7,6 +7,7 @@ import logging
 from collections.abc import Sequence
 
 logger = logging.getLogger(__name__)
+LONGEST = 400  # characters of a file's path that a message shows
 
 
 class DataError(ValueError):
@@ -27,7 +28,8 @@ class Fault:
   fatal: bool = True
 
   def __str__(self) -> str:
-    return ": ".join(part for part in (self.file, self.item, self.problem) if part)
+    file = self.file if len(self.file) <= LONGEST else f"{self.file[: LONGEST // 2]}...{self.file[-LONGEST // 2 :]}"
+    return ": ".join(part for part in (file, self.item, self.problem) if part)
 
 
 def raise_first(faults: Sequence[Fault]) -> None:
