@@ -38,14 +38,12 @@ def area(boxes: jax.Array) -> jax.Array:
 
 def intersection(a: jax.Array, b: jax.Array) -> jax.Array:
   """f32[...]: the area that a f32[..., 4] and b f32[..., 4] share, square pixels; leading axes broadcast."""
-  corner_low = jnp.maximum(a[..., :2], b[..., :2])
-  corner_high = jnp.minimum(a[..., 2:], b[..., 2:])
-  return area(jnp.concatenate([corner_low, corner_high], axis=-1))
+  return _shared(_coordinates(a), _coordinates(b))
 
 
 def iou(a: jax.Array, b: jax.Array) -> jax.Array:
   """f32[N, M]: intersection over union of every a f32[N, 4] with every b f32[M, 4], 0..1; 0 where degenerate."""
-  shared = intersection(a[:, None], b[None])
+  shared = _shared_by_pairs(a, b)
   union = area(a)[:, None] + area(b)[None] - shared
   return _ratio(shared, union)
 
@@ -92,7 +90,7 @@ def hull(a: jax.Array, b: jax.Array) -> jax.Array:
 
 def intersection_over_area(a: jax.Array, b: jax.Array) -> jax.Array:
   """f32[N, M]: the share of each a f32[N, 4] that lies inside each b f32[M, 4], 0..1; COCO's measure for crowds."""
-  return _ratio(intersection(a[:, None], b[None]), area(a)[:, None])
+  return _ratio(_shared_by_pairs(a, b), area(a)[:, None])
 
 
 def clip(boxes: jax.Array, size: jax.Array) -> jax.Array:
@@ -144,6 +142,26 @@ def decode(
   half_w = 0.5 * widths(anchors) * jnp.exp(jnp.minimum(deltas[..., 2], max_log_scale))
   half_h = 0.5 * heights(anchors) * jnp.exp(jnp.minimum(deltas[..., 3], max_log_scale))
   return jnp.stack([x - half_w, y - half_h, x + half_w, y + half_h], axis=-1)
+
+
+def _coordinates(boxes: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+  """(x1, y1, x2, y2), each f32[...], of boxes f32[..., 4]."""
+  return boxes[..., 0], boxes[..., 1], boxes[..., 2], boxes[..., 3]
+
+
+def _shared(a: tuple[jax.Array, ...], b: tuple[jax.Array, ...]) -> jax.Array:
+  """f32[...]: `intersection` of boxes given by coordinates (x1, y1, x2, y2), which broadcast."""
+  width = jnp.minimum(a[2], b[2]) - jnp.maximum(a[0], b[0])
+  height = jnp.minimum(a[3], b[3]) - jnp.maximum(a[1], b[1])
+  return jnp.maximum(width, 0.0) * jnp.maximum(height, 0.0)
+
+
+def _shared_by_pairs(a: jax.Array, b: jax.Array) -> jax.Array:
+  """f32[N, M]: the area that every a f32[N, 4] shares with every b f32[M, 4], square pixels.
+
+  The coordinates are taken apart first: corners f32[N, M, 2] would be several times the memory of the answer.
+  """
+  return _shared(tuple(x[:, None] for x in _coordinates(a)), tuple(x[None] for x in _coordinates(b)))
 
 
 def _paired_iou(a: jax.Array, b: jax.Array) -> jax.Array:
