@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ compiled_mask = jax.jit(functools.partial(nms_ops.nms_mask, iou_threshold=THRESH
 def greedy(boxes, scores, valid, groups):
   """The rows that survive, best first: the algorithm of every paper, box by box."""
   kept = []
-  overlap = np.asarray(box_ops.iou(boxes, boxes))
+  overlap = np.asarray(jax.jit(box_ops.iou)(boxes, boxes))
   for row in sorted(np.flatnonzero(valid), key=lambda row: (-scores[row], row)):
     if not any(groups[row] == groups[other] and overlap[row, other] > THRESHOLD for other in kept):
       kept.append(row)
@@ -70,6 +71,75 @@ def test_a_chain_is_suppressed_every_other_box():
   scores = np.linspace(1, 0.1, N, dtype=np.float32)
   got = rows(compiled(boxes, scores, np.ones(N, bool)))
   assert got == list(range(0, N, 2))
+
+
+MANY = 2 * nms_ops.BLOCK + 44  # two whole blocks and a part of one
+compiled_many = jax.jit(functools.partial(nms_ops.nms, iou_threshold=THRESHOLD, max_output=MANY))
+
+
+def boxes_in_blocks(kind, seed=0):
+  """(boxes, scores, valid, groups) of MANY rows in an order without meaning."""
+  rng = np.random.default_rng(seed)
+  corner = rng.integers(0, 40, (MANY, 2))
+  boxes = np.concatenate([corner, corner + rng.integers(1, 16, (MANY, 2))], axis=1).astype(np.float32)
+  scores, valid, groups = rng.random(MANY, np.float32), np.ones(MANY, bool), np.zeros(MANY, np.int32)
+  if kind == "chain":  # each box overlaps those beside it by 3/5 and scores more than the next
+    left = rng.permutation(MANY).astype(np.float32)
+    boxes, scores = np.stack([left, left * 0, left + 4, left * 0 + 1], axis=1), -left
+  if kind == "equal scores":
+    scores[:] = 0.5
+  if kind == "groups":
+    groups = rng.integers(0, 3, MANY)
+  if kind == "garbage":
+    valid = rng.random(MANY) < 0.4
+    boxes[~valid] = rng.choice([np.nan, np.inf, -np.inf, 0, 1e30], ((~valid).sum(), 4))
+    scores[~valid] = rng.choice([np.nan, np.inf, 1e30], (~valid).sum())
+  return boxes, scores, valid, groups
+
+
+KINDS = ["random", "chain", "equal scores", "groups", "garbage"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_block_by_block_equals_greedy(kind):
+  boxes, scores, valid, groups = boxes_in_blocks(kind)
+  expected = greedy(boxes, scores, valid, groups)
+  assert 20 < len(expected) < valid.sum()
+  assert rows(compiled_many(boxes, scores, valid, groups=groups)) == expected
+  survives = nms_ops.nms_mask(boxes, scores, valid, iou_threshold=THRESHOLD, groups=groups)
+  np.testing.assert_array_equal(np.flatnonzero(survives), sorted(expected))
+
+
+def test_block_by_block_of_images_side_by_side_equals_greedy_of_each():
+  # The images end after one block or after three: those that are done wait, unchanged, for the last.
+  images = [boxes_in_blocks(kind) for kind in ["random", "chain", "equal scores", "garbage"]]
+  images[0][2][40:] = False
+  side_by_side = jax.vmap(lambda *image: compiled_many(*image[:3], groups=image[3]))
+  indices, valid = side_by_side(*map(np.stack, zip(*images)))
+  for image, found in zip(images, zip(indices, valid), strict=True):
+    assert rows(found) == greedy(*image)
+
+
+@pytest.mark.parametrize("max_output", [0, 1, 20, 150])
+def test_fewer_outputs_are_the_first_of_all(max_output):
+  # The sweep ends early, with boxes behind that nothing has suppressed yet: none of them is returned.
+  boxes, scores, valid, groups = boxes_in_blocks("chain")
+  got = nms_ops.nms(boxes, scores, valid, iou_threshold=THRESHOLD, max_output=max_output)
+  assert rows(got) == greedy(boxes, scores, valid, groups)[:max_output]
+  assert len(got[0]) == len(got[1]) == max_output
+
+
+def test_no_boxes_give_no_survivors():
+  none = np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, bool)
+  assert rows(nms_ops.nms(*none, iou_threshold=THRESHOLD, max_output=3)) == []
+  assert nms_ops.nms_mask(*none, iou_threshold=THRESHOLD).shape == (0,)
+
+
+def test_no_array_holds_a_number_for_every_pair():
+  program = compiled_many.lower(*boxes_in_blocks("random")[:3]).as_text()
+  shapes = re.findall(r"tensor<((?:\d+x)*\d+)x\w+>", program)
+  sizes = [np.prod([int(n) for n in shape.split("x")]) for shape in shapes]
+  assert max(sizes) == nms_ops.BLOCK * (3 * nms_ops.BLOCK)  # of one block with all rows, filled up to whole blocks
 
 
 def test_survivors_beyond_max_output_are_dropped_and_missing_ones_are_not_valid():
