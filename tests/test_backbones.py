@@ -82,7 +82,7 @@ def test_cell_j_of_a_level_looks_at_the_pixels_about_its_stride_times_j(model, s
   """... or, without padding, to the right of it by `shifts`; measured with one bright column of pixels at a time."""
   width = 128
   columns = jnp.broadcast_to(jnp.eye(width)[:, None, :, None], (width, 32, width, 3))
-  variables = model.init(KEY, columns[:1])
+  variables = jax.jit(model.init)(KEY, columns[:1])
   positive = jax.tree.map(lambda leaf: jnp.full_like(leaf, 0.01 if leaf.ndim > 1 else 0), variables["params"])
   levels = jax.jit(lambda columns: model.apply({**variables, "params": positive}, columns))(columns)
   for level, stride, shift in zip(levels, model.strides, shifts):

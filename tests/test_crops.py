@@ -49,7 +49,11 @@ def program(model, method):
   return jax.jit(lambda variables, *inputs: model.apply(variables, *inputs, method=method))
 
 
-@pytest.mark.parametrize("model, method", [(RCNN, "detect"), (SPPNET, "regions")], ids=["R-CNN", "SPPnet"])
+@pytest.mark.parametrize(
+  "model, method",
+  [(RCNN, "detect"), pytest.param(SPPNET, "regions", marks=pytest.mark.long)],
+  ids=["R-CNN", "SPPnet"],
+)
 def test_regions_in_chunks_are_regions_at_once(model, method):
   batch, variables, chunked = with_proposals(scene_batch(0)), of(model), model.clone(roi_chunk=8)
   template = jax.eval_shape(lambda: init_variables(chunked, jax.random.key(0), CANVAS))

@@ -162,7 +162,7 @@ def test_help_lists_the_options_that_commands_share():
   assert all(f"--{name}:" in shown for name in ("workdir", "checkpoint", "experiment", "set", "outdir"))
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("how", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_a_training_killed_and_started_again_ends_as_one_that_was_not(undisturbed, how):
   folder, workdir = undisturbed, f"killed_by_{how.name}"
   process = start_training(folder, workdir)

@@ -125,7 +125,7 @@ def detections(images: list[np.ndarray], ratios: list[np.ndarray]) -> list[np.nd
 
 
 @needs_photographs
-@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.long), 4])
 def test_keypoints_on_photographs(batch_size):
   distances, shortfalls, total = [], [], 0
   answers = recorded("keypoints_on_photographs")

@@ -21,7 +21,7 @@ from tests.fuzz import targets
 ROOT = pathlib.Path(__file__).parents[2]
 FOUND = sorted((pathlib.Path(__file__).parent / "found").glob("*-*"))
 TARGETS = targets.targets()
-FEW = 60
+FEW = 20
 
 
 def fuzz(out: pathlib.Path, names: list[str], count: int, seed: int, engine: str = "mutate") -> None:
