@@ -202,6 +202,7 @@ def test_anchors_that_do_not_fit_the_levels_are_refused_before_anything_is_train
     init_variables(model, KEY, CANVAS)
 
 
+@pytest.mark.long  # the detector of test_cascade is class-agnostic too
 def test_class_agnostic_regression_has_one_box_for_all_classes():
   model = small_detector(box=BoxHead(class_agnostic=True, max_detections=5, score_threshold=0.01))
   fresh = init_variables(model, jax.random.key(0), CANVAS)

@@ -14,7 +14,7 @@ import numpy as np
 
 from rcnn_jax.data import columns, file_names, images
 from rcnn_jax.data.columns import Columns
-from rcnn_jax.data.errors import DataError, Fault, logger, raise_or_warn
+from rcnn_jax.data.errors import DataError, Fault, logger, raise_or_warn, reason_of
 from rcnn_jax.data.file_names import readable
 from rcnn_jax.data.segmentations import FILLED, REFUSED, encode, run_lengths
 from rcnn_jax.data.source import (
@@ -236,7 +236,7 @@ def _columns(path: pathlib.Path) -> Columns:
       raise DataError(f"{path}: {'is a directory' if stat.S_ISDIR(status.st_mode) else 'not a file'}")
     return columns.cached(path, status, lambda writer: _build(path, writer))
   except OSError as error:
-    raise DataError(f"{path}: {error.strerror.lower() if error.strerror else error}") from error
+    raise DataError(f"{path}: {reason_of(error)}") from error
 
 
 def _build(path: pathlib.Path, writer: columns.Writer) -> Columns:
@@ -245,7 +245,7 @@ def _build(path: pathlib.Path, writer: columns.Writer) -> Columns:
   try:
     encoded = path.read_bytes()
   except OSError as error:
-    raise DataError(f"{path}: {error.strerror.lower() if error.strerror else error}") from error
+    raise DataError(f"{path}: {reason_of(error)}") from error
   return coco_columns.build(encoded, path, writer)
 
 
@@ -305,7 +305,7 @@ def _images_there(names: Sequence[str], folder: pathlib.Path) -> tuple[np.ndarra
   try:
     files, problems = file_names.find(names, folder)
   except OSError as error:
-    raise DataError(f"{folder}: {error.strerror.lower() if error.strerror else error}") from error
+    raise DataError(f"{folder}: {reason_of(error)}") from error
   faults = [Fault(readable(str(folder / names[row])), problem, fatal=False) for row, problem in problems.items()]
   if names and len(problems) == len(names):
     faults.insert(0, Fault(str(folder), f"has none of the {len(names)} images: {faults[0]}"))

@@ -54,5 +54,11 @@ def clipped(text: str | bytes, length: int = 80) -> str:
   return shown if len(shown) <= length else f"{shown[: length // 2]}...{shown[-length // 2 :]}"
 
 
+def reason_of(error: Exception) -> str:
+  """Why a file cannot be used, as messages say it: in the system's words, or in the error's where it has none."""
+  said = getattr(error, "strerror", None)
+  return said.lower() if said else str(error)
+
+
 def _count(number: int, what: str) -> str:
   return f"{number:,} {what}{'' if number == 1 else 's'}"

@@ -8,7 +8,7 @@ import stat
 
 import numpy as np
 
-from rcnn_jax.data.errors import DataError
+from rcnn_jax.data.errors import DataError, reason_of
 from rcnn_jax.data.image_header import Header, decodable, read_header, read_header_of
 
 # What OpenCV reads, by the end of the file's name in small letters; the contents decide.
@@ -109,8 +109,7 @@ def _opened(path: str | os.PathLike):
     if stat.S_ISREG(status.st_mode) and status.st_size <= MAX_BYTES:
       return open(path, "rb")
   except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-    reason = getattr(error, "strerror", None)
-    raise DataError(f"{path}: {reason.lower() if reason else error}") from error
+    raise DataError(f"{path}: {reason_of(error)}") from error
   if stat.S_ISDIR(status.st_mode):
     raise DataError(f"{path}: is a directory")
   large = status.st_size > MAX_BYTES

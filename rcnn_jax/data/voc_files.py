@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 
 from rcnn_jax.data import images
-from rcnn_jax.data.errors import DataError, Fault, clipped
+from rcnn_jax.data.errors import DataError, Fault, clipped, reason_of
 from rcnn_jax.data.text import encoding_of
 
 ANNOTATIONS, IMAGES, SPLITS = "Annotations", "JPEGImages", "ImageSets/Main"
@@ -223,7 +223,7 @@ def _lines(path: pathlib.Path, annotations: Files) -> list[str]:
     with open(path, "rb") as file:
       encoded = file.read(MAX_BYTES + 1)
   except OSError as error:
-    raise DataError(f"{path}: {(error.strerror or str(error)).lower()}") from error
+    raise DataError(f"{path}: {reason_of(error)}") from error
   if len(encoded) > MAX_BYTES:
     raise DataError(f"{path}: more than {MAX_BYTES:,} bytes: no list of names")
   encoding = encoding_of(encoded)

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from xml.etree import ElementTree
 
-from rcnn_jax.data.errors import Fault, clipped
+from rcnn_jax.data.errors import Fault, clipped, reason_of
 from rcnn_jax.data.text import encoding_of, meant
 
 MAX_BYTES, MAX_TAGS = 2**24, 2**20  # of an annotation file: room for 50,000 objects
@@ -48,7 +48,7 @@ def read(path: str | os.PathLike) -> Record:
     with open(path, "rb") as file:
       encoded = file.read(MAX_BYTES + 1)
   except OSError as error:
-    return _unusable(path, (error.strerror or str(error)).lower())
+    return _unusable(path, reason_of(error))
   return parse(encoded, str(path))
 
 
