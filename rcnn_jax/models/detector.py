@@ -18,7 +18,8 @@ import jax.numpy as jnp
 
 from rcnn_jax.models.cascade import Refinement, mean_logits, refined, scale_gradient
 from rcnn_jax.models.layers import normalise
-from rcnn_jax.models.pooling import Pool, pool_batch
+from rcnn_jax.models.pooling import Pool, pool_batch, pool_rows
+from rcnn_jax.models.rows import over_existing
 from rcnn_jax.ops import assign, boxes, nms, random
 from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
@@ -148,12 +149,14 @@ class Detector(nn.Module):
     # Masks and keypoints are learnt from foreground alone, which stands in the first rows.
     num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
     foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
+    learnt = foreground.valid & (foreground.classes > 0)
     if self.mask is not None:
-      learnt = foreground.valid & (foreground.classes > 0)
-      logits = self.segment(features, foreground.boxes, learnt, embedded[:, :num_foreground])
+      rois = foreground.boxes, foreground.classes
+      logits = self.segment(features, *rois, learnt, embedded[:, :num_foreground], train=True)
       terms |= self.mask.losses(logits, foreground, batch.truth)
     if self.keypoint is not None:
-      terms |= self.keypoint.losses(self.locate(features, foreground.boxes), foreground, batch.truth)
+      logits = self.locate(features, foreground.boxes, learnt, train=True)
+      terms |= self.keypoint.losses(logits, foreground, batch.truth)
     return terms
 
   def sample(self, features: tuple[Array, ...], proposals: Proposals, batch: Batch, key: Array) -> RoiSamples:
@@ -179,9 +182,11 @@ class Detector(nn.Module):
       answers, proposals = self.cascade_answers(features, answers, proposals, batch)
     found = self.box_heads[-1].detections(*answers, proposals, batch)
     if self.mask is not None:
-      found = found.replace(masks=self.mask.probabilities(self.segment(features, found.boxes), found.classes))
+      logits = self.segment(features, found.boxes, found.classes, found.valid)
+      found = found.replace(masks=jnp.where(found.valid[..., None, None], jax.nn.sigmoid(logits), 0))
     if self.keypoint is not None:
-      found = found.replace(keypoints=self.keypoint.keypoints(self.locate(features, found.boxes), found.boxes))
+      logits = self.locate(features, found.boxes, found.valid)
+      found = found.replace(keypoints=self.keypoint.keypoints(logits, found.boxes))
     return found
 
   def cascade_losses(
@@ -279,26 +284,43 @@ class Detector(nn.Module):
     return tuple(x.reshape(*embedded.shape[:2], *x.shape[1:]) for x in answers)
 
   def segment(
-    self, features: tuple[Array, ...], rois: Array, learnt: Array | None = None, embedded: Array | None = None
+    self,
+    features: tuple[Array, ...],
+    rois: Array,
+    classes: Array,
+    exists: Array,
+    embedded: Array | None = None,
+    train: bool = False,
   ) -> Array:
-    """rois f32[B, R, 4] -> mask_logits f32[B, R, 2P, 2P, K or 1]; `learnt` bool[B, R] in training alone.
+    """The mask of each RoI's own class, mask_logits f32[B, R, 2P, 2P]; 0 for the RoIs that do not exist.
 
     A mask head without a pool reads the trunk's features of the RoIs, `embedded` where they are at hand.
-    """
-    if self.mask.pool is not None:
-      pooled = pool_batch(self.mask.pool, features, rois, self.backbone.strides)
-    else:
-      embedded = self.embed(features, rois, None, jnp.ones(rois.shape[:2], bool)) if embedded is None else embedded
-      pooled = embedded.reshape(-1, *embedded.shape[2:])
-    logits = self.mask(pooled, self.num_classes, None if learnt is None else learnt.reshape(-1))
-    return logits.reshape(*rois.shape[:2], *logits.shape[1:])
 
-  def locate(self, features: tuple[Array, ...], rois: Array) -> Array:
-    """rois f32[B, R, 4] -> keypoint_logits f32[B, R, 4P, 4P, J]."""
+    rois: f32[B, R, 4]; classes: i32[B, R]; exists: bool[B, R].
+    """
+    if self.mask.pool is None and embedded is None:
+      embedded = self.embed(features, rois, None, exists)
+
+    def run(self, rows, exists):
+      if self.mask.pool is None:
+        pooled = embedded.reshape(-1, *embedded.shape[2:])[rows]
+      else:
+        pooled = pool_rows(self.mask.pool, features, rois, rows, self.backbone.strides)
+      return self.mask(pooled, self.num_classes, exists if train else None, classes.reshape(-1)[rows])
+
+    return over_existing(self, run, exists, train)
+
+  def locate(self, features: tuple[Array, ...], rois: Array, exists: Array, train: bool = False) -> Array:
+    """rois f32[B, R, 4] -> keypoint_logits f32[B, R, 4P, 4P, J]; 0 where they do not exist, bool[B, R]."""
     if self.num_keypoints is None:
       raise ModelError("Detector.num_keypoints is not set: it comes with data that name their keypoints")
-    logits = self.keypoint(pool_batch(self.keypoint.pool, features, rois, self.backbone.strides), self.num_keypoints)
-    return logits.reshape(*rois.shape[:2], *logits.shape[1:])
+
+    def run(self, rows, exists):
+      del exists
+      pooled = pool_rows(self.keypoint.pool, features, rois, rows, self.backbone.strides)
+      return self.keypoint(pooled, self.num_keypoints)
+
+    return over_existing(self, run, exists, train)
 
   def normalise(self, batch: Batch) -> Array:
     """Pixels in 0..255 to the backbone's statistics, zero beyond the image: f[B, H, W, 3] in `dtype`."""

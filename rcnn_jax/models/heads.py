@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.models.backbones.resnet import Depth, Stage
-from rcnn_jax.models.layers import Conv, Deconv, Dense, Norm, norm
+from rcnn_jax.models.layers import Conv, Deconv, Dense, Norm, OwnLogits, norm
 from rcnn_jax.models.pooling import Pool, RoiAlign
 from rcnn_jax.ops import boxes, keypoints, losses, masks, nms, random
 from rcnn_jax.ops.errors import ModelError
@@ -261,10 +261,11 @@ class MaskHead(nn.Module):
   pasting: Literal["exact", "rounded"] = "exact"
 
   @nn.compact
-  def __call__(self, rois: Array, num_classes: int, learnt: Array | None = None) -> Array:
-    """rois: f[R, P, P, C] -> mask_logits f32[R, 2P, 2P, K] (f32[R, 2P, 2P, 1] where class-agnostic).
+  def __call__(self, rois: Array, num_classes: int, learnt: Array | None, classes: Array) -> Array:
+    """rois: f[R, P, P, C] -> mask_logits f32[R, 2P, 2P], each RoI's mask for its own class.
 
     learnt: bool[R] in training, the RoIs that batch norm takes its statistics from; None in detection.
+    classes: i32[R], 1..K; the masks of other classes are not computed.
     """
     x = rois
     for i in range(1, self.num_convs + 1):
@@ -272,12 +273,13 @@ class MaskHead(nn.Module):
     x = nn.relu(Deconv(self.channels, name="deconv")(x))
     # Logits begin near zero, as Detectron2's: drawn like the other layers', the first losses are in the hundreds.
     num_masks = 1 if self.class_agnostic else num_classes
-    return Conv(num_masks, kernel_init=nn.initializers.normal(0.001), logits=True, name="masks")(x)
+    own = jnp.zeros_like(classes) if self.class_agnostic else jnp.maximum(classes - 1, 0)
+    return OwnLogits(num_masks, kernel_init=nn.initializers.normal(0.001), name="masks")(x, own)
 
   def losses(self, mask_logits: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
     """Binary cross-entropy on the mask of each RoI's own class, the mean over the cells of the foreground RoIs.
 
-    mask_logits: f32[B, S, 2P, 2P, K]; samples, truth: batched. Raises ModelError where the truth has no masks.
+    mask_logits: f32[B, S, 2P, 2P], of each RoI's own class; samples, truth: batched. Raises ModelError where the truth has no masks.
     """
     if truth.masks is None:
       raise ModelError("the model has a mask head, but the batch has no masks: set Data.load_masks")
@@ -286,20 +288,11 @@ class MaskHead(nn.Module):
     def image(logits, samples, truth):
       targets = masks.crop_targets(truth.masks, truth.boxes, samples.matched, samples.boxes, size=size)
       foreground = samples.valid & (samples.classes > 0)
-      loss = losses.sigmoid_cross_entropy(self.of_class(logits, samples.classes), targets, foreground)
+      loss = losses.sigmoid_cross_entropy(logits, targets, foreground)
       return loss, size**2 * jnp.sum(foreground)
 
     loss, num_cells = jax.tree.map(jnp.sum, jax.vmap(image)(mask_logits, samples, truth))
     return {"roi_mask": losses.divide(loss, num_cells)}
-
-  def probabilities(self, mask_logits: Array, classes: Array) -> Array:
-    """mask_logits f32[B, D, 2P, 2P, K], classes i32[B, D] -> f32[B, D, 2P, 2P], in the frame of each box."""
-    return jax.nn.sigmoid(jax.vmap(self.of_class)(mask_logits, classes))
-
-  def of_class(self, mask_logits: Array, classes: Array) -> Array:
-    """mask_logits f32[R, 2P, 2P, K], classes i32[R] -> f32[R, 2P, 2P], each RoI's mask for its own class."""
-    channel = jnp.zeros_like(classes) if self.class_agnostic else jnp.maximum(classes - 1, 0)
-    return jnp.take_along_axis(mask_logits, channel[:, None, None, None], axis=-1)[..., 0]
 
 
 class KeypointHead(nn.Module):

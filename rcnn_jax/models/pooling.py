@@ -30,6 +30,14 @@ class RoiAlign:
       return pooling.roi_align(features[0], rois, spatial_scale=1 / strides[0], **options)
     return pooling.multilevel_roi_align(features, rois, strides=strides, **options)
 
+  def of_images(
+    self, features: tuple[Array, ...], rois: Array, image: Array, strides: tuple[int, ...]
+  ) -> Array:
+    """features f[B, h, w, C] a level, rois f32[R, 4] of the images i32[R], 0..B-1 -> f[R, P, P, C]."""
+    features, strides = features[: self.num_levels], strides[: self.num_levels]
+    options = dict(output_size=self.output_size, sampling_ratio=self.sampling_ratio, aligned=self.aligned)
+    return pooling.multilevel_roi_align(features, rois, strides=strides, image=image, **options)
+
 
 @dataclass(frozen=True)
 class RoiWarp:
@@ -112,3 +120,15 @@ def pool_batch(pool: Pool | nn.Module, features: tuple[Array, ...], rois: Array,
     return pool(features, rois, strides)
   pooled = jax.vmap(lambda feature, roi: pool(feature, roi, strides))(features, rois)
   return pooled.reshape(-1, *pooled.shape[2:])
+
+
+def pool_rows(
+  pool: Pool | nn.Module, features: tuple[Array, ...], rois: Array, rows: Array, strides: tuple[int, ...]
+) -> Array:
+  """f[r, P, P, C]: what is pooled for some rows i32[r] of all the batch's rois f32[B, R, 4], taken as B * R.
+
+  RoI Align reads from all images at once, for these rows alone. Another pool is applied to every row.
+  """
+  if not isinstance(pool, RoiAlign):
+    return pool_batch(pool, features, rois, strides)[rows]
+  return pool.of_images(features, rois.reshape(-1, 4)[rows], rows // rois.shape[1], strides)

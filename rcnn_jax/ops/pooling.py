@@ -54,6 +54,7 @@ def multilevel_roi_align(
   aligned: bool,
   canonical_size: float = 224.0,
   canonical_level: int = 4,
+  image: jax.Array | None = None,
 ) -> jax.Array:
   """[N, P, P, C]: RoI Align of each region on the pyramid level of its size (FPN, section 4.2).
 
@@ -65,10 +66,11 @@ def multilevel_roi_align(
     strides: canvas pixels per feature cell for each level: powers of two, each twice the one before.
     output_size, sampling_ratio, aligned: as for `roi_align`.
     canonical_size, canonical_level: as for `level_of`.
+    image: i32[N], for regions of several images, whose features are then [B, H_l, W_l, C]: the image of each region.
   """
   level = level_index(boxes, strides, canonical_size, canonical_level)
   cells = in_cells(boxes, [1 / stride for stride in strides], level)
-  return _align(features, cells, level, pair(output_size), sampling_ratio, aligned)
+  return _align(features, cells, level, pair(output_size), sampling_ratio, aligned, image)
 
 
 def roi_warp(
@@ -179,15 +181,18 @@ class _Taps:
 jax.tree_util.register_dataclass(_Taps, ["cells", "weights", "used"], [])
 
 
-def _align(features, regions, level, output_size, sampling_ratio, aligned) -> jax.Array:
-  """RoI Align of regions f32[N, 4], in cells of their level i32[N], an index of features."""
-  heights = [f.shape[0] for f in features]
-  widths = [f.shape[1] for f in features]
-  starts = np.cumsum([0] + [h * w for h, w in zip(heights, widths)])[:-1]
+def _align(features, regions, level, output_size, sampling_ratio, aligned, image=None) -> jax.Array:
+  """RoI Align of regions f32[N, 4], in cells of their level i32[N], an index of features, and of their image."""
+  features = features if image is not None else [f[None] for f in features]
+  num_images, heights, widths = len(features[0]), [f.shape[1] for f in features], [f.shape[2] for f in features]
+  sizes = np.multiply(heights, widths)
+  starts = num_images * (np.cumsum(sizes) - sizes)  # of a level's cells, image after image
+  image = jnp.zeros_like(level) if image is None else image
   x1, y1, x2, y2 = jnp.moveaxis(regions, -1, 0)
   rows = _axis_taps(y1, y2, heights, level, output_size[0], sampling_ratio, aligned)
   columns = _axis_taps(x1, x2, widths, level, output_size[1], sampling_ratio, aligned)
-  row_starts = rows.cells * jnp.asarray(widths)[level][:, None] + jnp.asarray(starts)[level][:, None]
+  start = jnp.asarray(starts)[level] + image * jnp.asarray(sizes)[level]
+  row_starts = rows.cells * jnp.asarray(widths)[level][:, None] + start[:, None]
   rows = dataclasses.replace(rows, cells=row_starts)
   cells = jnp.concatenate([f.reshape(-1, f.shape[-1]) for f in features])
   return _read(sampling_ratio == 0, cells, rows, columns)

@@ -1,0 +1,127 @@
+"""Heads run over the rows that exist, of all images together: the same answers, losses and gradients as over all."""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.testing import assert_allclose, assert_array_equal
+
+from rcnn_jax.models.layers import Conv, OwnLogits
+from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool, pool_batch, pool_rows
+from rcnn_jax.models.rows import over_existing, rooms
+
+NUM_IMAGES, NUM_ROWS = 2, 9
+
+
+class Doubled(nn.Module):
+  """A head of one layer over rows of one number."""
+
+  train: bool
+
+  @nn.compact
+  def __call__(self, x, exists):
+    layer = nn.Dense(3, name="layer")
+
+    def run(self, rows, exists):
+      del exists
+      return layer(x.reshape(-1, 1)[rows])
+
+    return over_existing(self, run, exists, self.train)
+
+
+PARAMS = Doubled(True).init(jax.random.key(0), jnp.zeros((1, 2, 1)), jnp.ones((1, 2), bool))
+
+
+@pytest.mark.parametrize("rows, sizes", [(256, [32, 64, 128, 256]), (10, [2, 3, 5, 10]), (1, [1])])
+def test_rooms_are_an_eighth_a_quarter_a_half_and_all_of_the_rows(rows, sizes):
+  assert rooms(rows) == sizes
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.booleans(), min_size=NUM_IMAGES * NUM_ROWS, max_size=NUM_IMAGES * NUM_ROWS), st.booleans())
+def test_rows_that_exist_are_computed_and_the_others_are_zero(exists, train):
+  exists = np.array(exists).reshape(NUM_IMAGES, NUM_ROWS)
+  x = np.arange(exists.size, dtype=np.float32).reshape(*exists.shape, 1) + 1
+  garbage = np.where(exists[..., None], x, np.nan)
+  found = applied(train)(PARAMS, garbage, exists)
+  layer = PARAMS["params"]["layer"]
+  expected = np.where(exists[..., None], x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"]), 0)
+  assert_allclose(found, expected, rtol=1e-6)
+
+
+APPLIED = {train: jax.jit(Doubled(train).apply) for train in (True, False)}
+
+
+def applied(train):
+  return APPLIED[train]
+
+
+def test_gradients_are_those_of_the_rows_that_exist():
+  exists = np.zeros((NUM_IMAGES, NUM_ROWS), bool)
+  exists[0, :2] = exists[1, 4] = True
+  x = np.linspace(1, 2, exists.size, dtype=np.float32).reshape(*exists.shape, 1)
+
+  def loss(params, x):
+    return (Doubled(True).apply(params, x, exists) ** 2).sum()
+
+  def plainly(params, x):
+    layer = params["params"]["layer"]
+    return (jnp.where(exists[..., None], x @ layer["kernel"] + layer["bias"], 0) ** 2).sum()
+
+  found, expected = (jax.jit(jax.grad(f, (0, 1)))(PARAMS, x) for f in (loss, plainly))
+  jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5), found, expected)
+  assert_array_equal(np.asarray(found[1])[~exists], 0)
+
+
+def test_a_chunk_runs_as_often_as_there_are_rows_for_it():
+  """The loop of detection is a `while` whose end depends on data; that of training is one choice of four."""
+  x, exists = jnp.zeros((NUM_IMAGES, NUM_ROWS, 1)), jnp.ones((NUM_IMAGES, NUM_ROWS), bool)
+  programs = {train: str(jax.make_jaxpr(Doubled(train).apply)(PARAMS, x, exists)) for train in (True, False)}
+  assert "cond[" in programs[True] and "while[" not in programs[True]
+  assert "while[" in programs[False] and "cond[" not in programs[False]
+
+
+@pytest.mark.parametrize("pool", [RoiAlign(3, num_levels=2), RoiAlign(3), RoiMaxPool(2)])
+def test_rows_of_all_images_are_pooled_as_image_by_image(pool):
+  rng = np.random.default_rng(0)
+  features = tuple(rng.normal(size=(3, 32 // s, 48 // s, 4)).astype(np.float32) for s in (4, 8))
+  corner = rng.uniform(0, 20, (3, 5, 2))
+  rois = np.concatenate([corner, corner + rng.uniform(1, 30, (3, 5, 2))], -1).astype(np.float32)
+  rows = jnp.array([14, 0, 7, 7])
+  found = jax.jit(lambda *args: pool_rows(pool, *args, (4, 8)))(features, rois, rows)
+  expected = jax.jit(lambda *args: pool_batch(pool, *args, (4, 8)))(features, rois)[rows]
+  assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_the_logits_of_a_rows_own_class_are_that_channel_of_the_convolution():
+  x = np.random.default_rng(0).normal(size=(4, 3, 3, 5)).astype(np.float32)
+  channels = np.array([0, 6, 2, 2])
+  variables = OwnLogits(7).init(jax.random.key(0), x, channels)
+  variables["params"]["bias"] = jnp.arange(7.0)
+  every = Conv(7, logits=True).apply(variables, x)
+  own = OwnLogits(7).apply(variables, x, channels)
+  assert_allclose(own, np.take_along_axis(np.asarray(every), channels[:, None, None, None], -1)[..., 0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("size, padding, canvas", [(3, 1, (5, 6)), (3, 0, (5, 6)), (5, 2, (4, 7))])
+def test_the_gradients_of_a_convolution_are_those_that_jax_derives(size, padding, canvas):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, *canvas, 3)).astype(np.float32)
+  layer = Conv(4, kernel_size=size, padding=padding, use_bias=False)
+  kernel = layer.init(jax.random.key(0), x)["params"]["kernel"]
+
+  def ours(x, kernel):
+    return layer.apply({"params": {"kernel": kernel}}, x)
+
+  def plainly(x, kernel):
+    around = ((padding, padding),) * 2
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), around, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+  cotangent = rng.normal(size=ours(x, kernel).shape).astype(np.float32)
+  found, expected = (jax.jit(lambda x, k, f=f: jax.vjp(f, x, k)[1](cotangent))(x, kernel) for f in (ours, plainly))
+  jax.tree.map(lambda a, b: assert_allclose(a, b, rtol=1e-5, atol=1e-5), found, expected)
