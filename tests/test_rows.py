@@ -37,8 +37,8 @@ class Doubled(nn.Module):
 PARAMS = Doubled(True).init(jax.random.key(0), jnp.zeros((1, 2, 1)), jnp.ones((1, 2), bool))
 
 
-@pytest.mark.parametrize("rows, sizes", [(256, [32, 64, 128, 256]), (10, [2, 3, 5, 10]), (1, [1])])
-def test_rooms_are_an_eighth_a_quarter_a_half_and_all_of_the_rows(rows, sizes):
+@pytest.mark.parametrize("rows, sizes", [(256, [32, 64, 128, 256]), (18, [8, 9, 18]), (1, [1])])
+def test_rooms_are_an_eighth_a_quarter_a_half_and_all_of_the_rows_and_none_is_tiny(rows, sizes):
   assert rooms(rows) == sizes
 
 

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from rcnn_jax.types import Array
 
 SHARES = (8, 4, 2, 1)  # a head in training has room for this part of the rows: an eighth, a quarter, a half, all
+SMALLEST = 8  # rows; below, a room of its own is not worth the time to compile it
 
 # What is run: (module, row numbers i32[r] of B * R, which of them exist bool[r]) -> f[r, ...].
 Run = Callable[[nn.Module, Array, Array], Array]
@@ -47,7 +48,7 @@ def over_existing(module: nn.Module, run: Run, exists: Array, train: bool) -> Ar
 
 def rooms(num_rows: int) -> list[int]:
   """The static sizes that a head runs at in training, rising: parts of the number of rows, the last one all."""
-  return sorted({-(-num_rows // share) for share in SHARES})
+  return sorted({min(num_rows, max(SMALLEST, -(-num_rows // share))) for share in SHARES})
 
 
 def _smallest_room(module: nn.Module, run: Run, order: Array, exists: Array, count: Array) -> Array:
