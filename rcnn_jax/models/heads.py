@@ -279,7 +279,8 @@ class MaskHead(nn.Module):
   def losses(self, mask_logits: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
     """Binary cross-entropy on the mask of each RoI's own class, the mean over the cells of the foreground RoIs.
 
-    mask_logits: f32[B, S, 2P, 2P], of each RoI's own class; samples, truth: batched. Raises ModelError where the truth has no masks.
+    mask_logits: f32[B, S, 2P, 2P], of each RoI's own class; samples, truth: batched. Raises ModelError where the
+    truth has no masks.
     """
     if truth.masks is None:
       raise ModelError("the model has a mask head, but the batch has no masks: set Data.load_masks")
