@@ -56,6 +56,8 @@ def _smallest_room(module: nn.Module, run: Run, order: Array, exists: Array, cou
   sizes = rooms(len(order))
 
   def branch(size):
+    # In the backward pass the branch is computed anew: kept, its values would stand there for every branch.
+    @nn.remat
     def run_rows(module, order, exists):
       found = run(module, order[:size], exists[:size])
       return jnp.pad(found, ((0, len(order) - size), *((0, 0),) * (found.ndim - 1)))
