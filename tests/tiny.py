@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcnn_jax.experiment import Checkpoints, Evaluation, Experiment
+from rcnn_jax.models.layers import BatchNorm
 from rcnn_jax.ops import random
+from rcnn_jax.ops.losses import divide
 from rcnn_jax.training.optim import Cosine, Momentum
 from rcnn_jax.training.stages import Sgd
 from rcnn_jax.types import Batch, GroundTruth
@@ -42,7 +44,7 @@ class Classifier(nn.Module):
   def setup(self):
     self.head = nn.Dense(self.num_classes + 1)
     if self.norm:
-      self.normalise = nn.BatchNorm(momentum=0.5, use_bias=False, use_scale=False)
+      self.normalise = BatchNorm(momentum=0.5)
 
   @nn.nowrap
   def met_with(self, categories, keypoints):
@@ -51,14 +53,14 @@ class Classifier(nn.Module):
   def losses(self, batch, key):
     features = self.backbone(batch.image.astype(jnp.float32) / 255)
     if self.norm:
-      features = self.normalise(features, use_running_average=self.is_initializing())
+      features = self.normalise(features, not self.is_initializing())
     if key is not None:
       keys = random.per_image(random.named(key, "dropout"), batch.image_id)
       kept = jax.vmap(lambda k: jax.random.bernoulli(k, 1 - self.dropout, features.shape[1:]))(keys)
       features = features * kept
     logits = nn.log_softmax(self.head(features))
     picked = jnp.take_along_axis(logits, batch.truth.classes[:, :1], axis=1)
-    return {"class": -picked.mean(), "size": 0.01 * (features**2).sum(-1).mean()}
+    return {"class": divide(-picked.sum(), len(picked)), "size": divide(0.01 * (features**2).sum(), len(picked))}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -88,7 +88,7 @@ def find(
   waiting, last = collections.deque(), None  # images of at most one batch whose masks are at work, and the last batch
   with MaskWorkers(mask_workers) as workers:
     for batch in batches:
-      found = _detect_step(model, variables, _place(batch.replace(truth=None), mesh, PartitionSpec("data")))
+      found = _detect_step(model, variables, _place(batch.replace(truth=None), mesh, PartitionSpec("data")), mesh)
       yield from _finished(waiting)
       if last is not None:
         waiting.extend(_convert(*last, sizes, category_ids, joint_offset, pasting, workers))
@@ -104,10 +104,17 @@ def _finished(waiting: collections.deque) -> Iterator[Found]:
     yield one if counts is None else dataclasses.replace(one, counts=counts.result())
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _detect_step(model, variables, batch: Batch) -> Detections:
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _detect_step(model, variables, batch: Batch, mesh: Mesh | None) -> Detections:
+  """Detections [B, D] of a batch that is shared out over the devices of a mesh, by the model's `detect`."""
   # Jitted once and keyed by the model's value, so that evaluating again during training compiles nothing.
-  return model.apply(variables, batch, method="detect")
+  detect = lambda variables, batch: model.apply(variables, batch, method="detect")
+  if mesh is None:
+    return detect(variables, batch)
+  own = PartitionSpec("data")  # each device detects in its images, without a word to the others
+  return jax.shard_map(detect, mesh=mesh, in_specs=(PartitionSpec(), own), out_specs=own, check_vma=False)(
+    variables, batch
+  )
 
 
 def _place(tree: Any, mesh: Mesh | None, spec: PartitionSpec) -> Any:

@@ -20,6 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rcnn_jax.ops.devices import across_devices
 from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.types import Array, Batch
 
@@ -289,12 +290,14 @@ class BatchNorm(nn.Module):
 def _moments(x: Array, rows: Array) -> tuple[Array, Array, Array]:
   """Mean and variance f32[C] over the `rows` bool[B, 1, 1, 1] of f32[B, H, W, C], and the number of their cells.
 
+  All three are those of the rows of all devices.
+
   x: 0 in the other rows.
   """
   axes = tuple(range(x.ndim - 1))
-  count = jnp.sum(rows, dtype=jnp.float32) * math.prod(x.shape[1:-1])
-  mean = jnp.sum(x, axes) / jnp.maximum(count, 1)
-  var = jnp.sum(jnp.where(rows, jnp.square(x - mean), 0), axes) / jnp.maximum(count, 1)
+  count = across_devices(jnp.sum(rows, dtype=jnp.float32) * math.prod(x.shape[1:-1]))
+  mean = across_devices(jnp.sum(x, axes)) / jnp.maximum(count, 1)
+  var = across_devices(jnp.sum(jnp.where(rows, jnp.square(x - mean), 0), axes)) / jnp.maximum(count, 1)
   return mean, var, count
 
 

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.ops import boxes
+from rcnn_jax.ops.devices import across_devices
 
 BoxLoss = Literal["smooth_l1", "giou", "diou", "ciou"]
 
@@ -93,8 +94,12 @@ def box_regression(
 
 
 def divide(total: jax.Array, count: jax.Array) -> jax.Array:
-  """total / count, for a named count of samples, and 0 for a sum over nothing: the count is taken as at least 1."""
-  return total / jnp.maximum(jnp.asarray(count, jnp.float32), 1.0)
+  """total / count, for a named count of samples, and 0 for a sum over nothing: the count is taken as at least 1.
+
+  The count is that of all devices. Where each has a part of the batch (`shard_map`), so is the total: the sum of what
+  the devices get is the loss of the batch.
+  """
+  return total / jnp.maximum(across_devices(jnp.asarray(count, jnp.float32)), 1.0)
 
 
 def _only(valid: jax.Array, values: jax.Array) -> jax.Array:

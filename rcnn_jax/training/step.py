@@ -5,6 +5,7 @@ This file imports nothing but jax, flax and optax, so that it runs on a machine 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from rcnn_jax.experiment import override
 from rcnn_jax.models.layers import FROZEN
 from rcnn_jax.ops import random
+from rcnn_jax.ops.devices import across_devices
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import optim
 from rcnn_jax.training.stages import Sgd
@@ -87,7 +89,8 @@ def make_train_step(
   """The step of a stage, jitted once for each canvas; the state that goes in is donated.
 
   Args:
-    model: has a method `losses(batch, key) -> dict[str, f32[]]`; the stage may change some of its values.
+    model: has a method `losses(batch, key) -> dict[str, f32[]]`, of the images of one device, whose terms are divided
+      by the counts of all devices (`ops.losses.divide`); the stage may change some of its values.
     stage: the optimiser, schedule and rules.
     mesh: the batch is divided along its 'data' axis, parameters have a copy on every device.
     seed: the random key of a step depends on this, on the number of the step and on nothing else.
@@ -96,9 +99,18 @@ def make_train_step(
   """
   model = override(model, dict(stage.model))
 
+  # Each device computes what belongs to its images, and no box waits for another device's.
+  gradients_of = jax.shard_map(
+    functools.partial(_gradients, model, stage),
+    mesh=mesh,
+    in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
+    out_specs=PartitionSpec(),
+    check_vma=False,
+  )
+
   def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(random.named(jax.random.key(seed), "train"), state.step)
-    gradients, batch_stats, metrics = _gradients(model, stage, state, batch, key)
+    gradients, batch_stats, metrics = gradients_of(state.params, state.batch_stats, batch, key)
     lr = optim.learning_rate(stage.schedule, state.step - first_step, num_steps)
     state = state.replace(batch_stats=batch_stats)
     if stage.accumulate == 1:
@@ -111,25 +123,26 @@ def make_train_step(
   return jax.jit(train_step, donate_argnums=0, in_shardings=(copies, divided), out_shardings=copies)
 
 
-def _gradients(model, stage, state, batch, key) -> tuple[dict, dict, Metrics]:
-  """Gradients (flat, of the trainable parameters), the new batch statistics, the loss and its terms."""
-  rules = optim.resolve(stage.rules, state.params)
-  trainable, frozen = partition(state.params, rules)
-  norms = optim.frozen_norms(rules, state.batch_stats)
-  fixed = {"batch_stats": state.batch_stats, FROZEN: optim.unflatten({f"{norm}/norm": True for norm in norms})}
+def _gradients(model, stage, params, statistics, batch, key) -> tuple[dict, dict, Metrics]:
+  """Gradients (flat, of the trainable parameters), the new batch statistics, the loss and its terms, of all devices."""
+  rules = optim.resolve(stage.rules, params)
+  trainable, frozen = partition(params, rules)
+  norms = optim.frozen_norms(rules, statistics)
+  fixed = {"batch_stats": statistics, FROZEN: optim.unflatten({f"{norm}/norm": True for norm in norms})}
 
   def loss(trainable):
     variables = {"params": optim.unflatten(trainable | frozen)}
-    if not state.batch_stats:
+    if not statistics:
       terms, updated = model.apply(variables, batch, key, method="losses"), {}
     else:
       terms, updated = model.apply(variables | fixed, batch, key, method="losses", mutable=["batch_stats"])
     terms = counted(terms, stage.losses)
-    return sum(terms.values()), (terms, updated.get("batch_stats", state.batch_stats))
+    return sum(terms.values()), (terms, updated.get("batch_stats", statistics))
 
   (total, (terms, batch_stats)), gradients = jax.value_and_grad(loss, has_aux=True)(trainable)
-  batch_stats = _kept(norms, state.batch_stats, batch_stats)
-  return gradients, batch_stats, {"loss": total} | {f"loss/{name}": term for name, term in terms.items()}
+  metrics = {"loss": total} | {f"loss/{name}": term for name, term in terms.items()}
+  gradients, metrics = across_devices((gradients, metrics))
+  return gradients, _kept(norms, statistics, batch_stats), metrics
 
 
 def _kept(norms: set[str], before: dict, after: dict) -> dict:
