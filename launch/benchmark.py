@@ -4,7 +4,8 @@
     python -m launch.benchmark --suite=input --coco_images=DIR --coco_annotations=FILE [--referee]
 
 Repeats alternate between this project and the peer, so that a machine whose speed drifts changes both alike; the
-medians and their ratio are what to quote. Needs nothing beyond jax, flax, optax, numpy and absl.
+medians and their ratio are what to quote. The peer trains the layers that the experiment trains, and neither resizes
+images nor pastes masks, which are not in our step either. Needs nothing beyond jax, flax, optax, numpy and absl.
 
 The suite `input` measures what a data set costs before and beside the device: see `launch.benchmark_input`.
 """
@@ -31,8 +32,9 @@ from launch import flags as launch_flags
 from rcnn_jax.data import pipeline
 from rcnn_jax.data.transforms import MASK_SIDE
 from rcnn_jax.experiment import Experiment
-from rcnn_jax.models.detector import blank_batch, init_variables
+from rcnn_jax.models.detector import Detector, blank_batch, init_variables
 from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training import optim
 from rcnn_jax.training import step as steps
 from rcnn_jax.types import Batch, Proposals
 
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 NUM_KEYPOINTS = 17  # COCO's, where the experiment leaves them to its data
+NUM_ROWS = 100  # for objects of an image, where the experiment leaves them to its data
 
 
 class BenchmarkError(RuntimeError):
@@ -53,7 +56,10 @@ def define_flags() -> None:
   launch_flags.define_experiment(required=False)
   flags.DEFINE_integer("batch_size", None, "Images in a batch; by default the experiment's (train, eval) pair.")
   flags.DEFINE_integer("num_classes", 80, "Object classes, where the experiment leaves them to its data.")
-  flags.DEFINE_integer("num_objects", 16, "Objects in each synthetic image.")
+  flags.DEFINE_integer("num_objects", 16, "Objects in each synthetic image: so many RoIs at least are foreground.")
+  flags.DEFINE_integer(
+    "num_found", None, "Detections an image: the score threshold is set so that there are as many.", lower_bound=1
+  )
   flags.DEFINE_integer(
     "repeats", 5, "Timed repeats of each measurement, after one that is not counted.", lower_bound=1
   )
@@ -139,6 +145,8 @@ def prepare_detect(experiment: Experiment, batch: Batch) -> tuple[Callable[[], f
   """(a function that times one repeat of detections, what compiling them told)."""
   model, variables = prepared_model(experiment)
   batch, variables = jax.device_put((batch, variables))
+  if FLAGS.num_found is not None:
+    model = model.clone(box=model.box.clone(score_threshold=threshold(model, variables, batch, FLAGS.num_found)))
   detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
   compiled, told = compile_timed(detect, variables, batch)
 
@@ -150,6 +158,15 @@ def prepare_detect(experiment: Experiment, batch: Batch) -> tuple[Callable[[], f
     return time.perf_counter() - began
 
   return repeat, told
+
+
+def threshold(model: Detector, variables: dict, batch: Batch, num_found: int) -> float:
+  """The score above which a model finds `num_found` objects an image, over the images of a batch."""
+  all_scores = model.clone(box=model.box.clone(score_threshold=0.0))
+  found = jax.jit(lambda variables, batch: all_scores.apply(variables, batch, method="detect"))(variables, batch)
+  scores = np.sort(np.asarray(found.scores)[np.asarray(found.valid)])[::-1]
+  last = scores[min(num_found * len(batch.valid), len(scores)) - 1]
+  return float(np.nextafter(last, np.float32(0)))
 
 
 def detection(run: Run, batches: Sequence[Batch]) -> Callable[[], float]:
@@ -192,11 +209,13 @@ def compile_timed(function, *inputs) -> tuple[Callable, dict]:
 def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
   """Images of noise that fill the experiment's first canvas, with random boxes of 1/12 to 1/3 of its shorter side.
 
-  Where the experiment has proposals, there are as many of them as it evaluates with. Where it loads masks, each is
+  There are as many rows for objects as in training, of which `--num_objects` hold one. Where the experiment has
+  proposals, there are as many of them as it evaluates with. Where it loads masks, each is
   its whole box, and joints lie anywhere: what they hold changes no time.
   """
   rng = np.random.default_rng(0)
-  canvas, count = pipeline.example_canvas(experiment.data), FLAGS.num_objects
+  canvas = pipeline.example_canvas(experiment.data)
+  count = max(experiment.data.max_objects or NUM_ROWS, FLAGS.num_objects)
   blank = jax.tree.map(np.asarray, blank_batch(batch_size, canvas, count))
   side = min(canvas)
   boxes = random_boxes(rng, canvas, (batch_size, count))
@@ -207,7 +226,7 @@ def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
   truth = blank.truth.replace(
     boxes=boxes,
     classes=classes.astype(np.int32),
-    valid=np.ones((batch_size, count), bool),
+    valid=np.tile(np.arange(count) < FLAGS.num_objects, (batch_size, 1)),
     masks=masks,
     keypoints=keypoints,
   )
@@ -283,9 +302,9 @@ class Peer:
     try:
       self.process.stdin.write(json.dumps(request) + "\n")
       self.process.stdin.flush()
-      answer = self.process.stdout.readline()
     except BrokenPipeError:
-      answer = ""
+      pass  # it has ended; what it said before is read
+    answer = self.process.stdout.readline()
     if not answer:
       raise BenchmarkError("the peer ended without an answer; what it said stands above")
     answer = json.loads(answer)
@@ -304,8 +323,31 @@ def peer_request(experiment: Experiment, sizes: tuple[int, int]) -> dict:
     "canvas": pipeline.example_canvas(experiment.data),
     "batch_size": sizes,
     "num_objects": FLAGS.num_objects,
+    "num_found": FLAGS.num_found,
+    "num_keypoints": experiment.model.num_keypoints or NUM_KEYPOINTS,
+    "frozen": frozen_parts(experiment),
     "iterations": FLAGS.iterations,
   }
+
+
+def frozen_parts(experiment: Experiment) -> list[str]:
+  """The parts of the network, 'backbone/bottom_up/conv1', none of whose parameters the first stage trains.
+
+  Raises:
+    BenchmarkError: of a part some parameters are frozen and others are not.
+  """
+  model = experiment.model.clone(num_classes=experiment.model.num_classes or FLAGS.num_classes)
+  model = model.clone(num_keypoints=model.num_keypoints or NUM_KEYPOINTS)
+  canvas = pipeline.example_canvas(experiment.data)
+  params = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), canvas))["params"]
+  parts: dict[str, set[bool]] = {}
+  for path, rule in optim.resolve(experiment.stages[0].rules, params).items():
+    depth = 3 if path.startswith("backbone/bottom_up/") else 2
+    parts.setdefault("/".join(path.split("/")[:depth]), set()).add(rule.frozen)
+  mixed = [part for part, frozen in parts.items() if len(frozen) > 1]
+  if mixed:
+    raise BenchmarkError(f"the peer cannot freeze some parameters of {', '.join(mixed)} and train others")
+  return [part for part, frozen in parts.items() if frozen == {True}]
 
 
 def environment() -> dict:

@@ -12,9 +12,11 @@ import time
 
 import torch
 import torchvision
-from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection import FasterRCNN, KeypointRCNN, MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.keypoint_rcnn import KeypointRCNNHeads, KeypointRCNNPredictor
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import AnchorGenerator
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -25,8 +27,19 @@ def kind(part: dict) -> str:
   return part["class"].rpartition(":")[2]
 
 
-def backbone_of(part: dict) -> tuple[torch.nn.Module, list[str]]:
+def backbone_of(part: dict, frozen: list[str]) -> tuple[torch.nn.Module, list[str]]:
   """(backbone, names of the levels that RoIs are pooled from); raises ValueError for one that is not known here."""
+  if kind(part) == "Fpn" and kind(part["bottom_up"]) == "ResNet" and part["bottom_up"]["levels"] == [2, 3, 4, 5]:
+    name = f"resnet{part['bottom_up']['depth']}"
+    norm = torchvision.ops.FrozenBatchNorm2d if part["bottom_up"]["norm"] == "frozen" else torch.nn.BatchNorm2d
+    parts = [f"backbone/bottom_up/{each}" for each in ("conv1", "layer1", "layer2", "layer3", "layer4")]
+    if set(frozen) != set(parts[: len(frozen)]):
+      raise ValueError(f"torchvision freezes a ResNet from its first layer on, not {frozen}")
+    trained = 5 - len(frozen)
+    backbone = resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=norm, trainable_layers=trained)
+    return backbone, list("0123")
+  if frozen:
+    raise ValueError(f"freezing {frozen} is not known here")
   if kind(part) == "SqueezeNet" and part["levels"] == [9] and not part["padded"]:
     features = torchvision.models.squeezenet1_1(weights=None).features
     features.out_channels = 512
@@ -35,29 +48,45 @@ def backbone_of(part: dict) -> tuple[torch.nn.Module, list[str]]:
     features = torchvision.models.vgg16(weights=None).features[:-1]
     features.out_channels = 512
     return features, ["0"]
-  if kind(part) == "Fpn" and kind(part["bottom_up"]) == "ResNet" and part["bottom_up"]["levels"] == [2, 3, 4, 5]:
-    name = f"resnet{part['bottom_up']['depth']}"
-    frozen = torchvision.ops.FrozenBatchNorm2d if part["bottom_up"]["norm"] == "frozen" else torch.nn.BatchNorm2d
-    return resnet_fpn_backbone(backbone_name=name, weights=None, norm_layer=frozen, trainable_layers=5), list("0123")
   raise ValueError(f"torchvision's form of the backbone {part} is not known here")
 
 
+def second_heads(request: dict, channels: int, levels: list[str]) -> tuple[type, dict]:
+  """(the class of the detector, what its heads of masks and keypoints are); raises ValueError for other heads."""
+  model = request["model"]
+  mask, keypoint = model["mask"], model["keypoint"]
+  if not mask and not keypoint:
+    return FasterRCNN, {}
+  head = mask or keypoint
+  if (mask and keypoint) or not head["pool"] or kind(head["pool"]) != "RoiAlign" or (mask and mask["norm"]):
+    raise ValueError("of second heads, one of masks or one of keypoints on RoI Align is known here, without norms")
+  pool = torchvision.ops.MultiScaleRoIAlign(levels, head["pool"]["output_size"], head["pool"]["sampling_ratio"])
+  widths = [head["channels"]] * head["num_convs"]
+  if mask:
+    predictor = MaskRCNNPredictor(head["channels"], head["channels"], request["num_classes"] + 1)
+    parts = dict(mask_head=MaskRCNNHeads(channels, widths, 1), mask_predictor=predictor)
+    return MaskRCNN, parts | {"mask_roi_pool": pool}
+  predictor = KeypointRCNNPredictor(head["channels"], request["num_keypoints"])
+  parts = dict(keypoint_head=KeypointRCNNHeads(channels, widths), keypoint_predictor=predictor)
+  return KeypointRCNN, parts | {"keypoint_roi_pool": pool}
+
+
 def build(request: dict) -> FasterRCNN:
-  """torchvision's Faster R-CNN with the experiment's sizes and counts."""
+  """torchvision's detector with the experiment's sizes and counts."""
   model, canvas = request["model"], request["canvas"]
   rpn, box, sampler, pool, trunk = (model[name] for name in ("proposer", "box", "sampler", "pool", "trunk"))
   if (kind(rpn), kind(trunk), kind(pool)) != ("Rpn", "FcTrunk", "RoiAlign"):
     raise ValueError("only Rpn, RoiAlign and FcTrunk have a counterpart in torchvision's FasterRCNN")
-  if model["mask"] or model["keypoint"]:
-    raise ValueError("heads of masks and keypoints are not known here")
-  backbone, levels = backbone_of(model["backbone"])
+  backbone, levels = backbone_of(model["backbone"], request["frozen"])
+  detector, heads = second_heads(request, backbone.out_channels, levels)
   ratios = (tuple(rpn["anchor_ratios"]),) * len(rpn["anchor_sizes"])
   width = trunk["widths"][-1]
   side = pool["output_size"]
-  return FasterRCNN(
+  return detector(
     backbone,
     min_size=min(canvas),
     max_size=max(canvas),
+    _skip_resize=True,
     rpn_anchor_generator=AnchorGenerator(tuple(map(tuple, rpn["anchor_sizes"])), ratios),
     rpn_pre_nms_top_n_train=rpn["num_pre_nms"][0],
     rpn_pre_nms_top_n_test=rpn["num_pre_nms"][1],
@@ -70,6 +99,7 @@ def build(request: dict) -> FasterRCNN:
     box_predictor=FastRCNNPredictor(width, request["num_classes"] + 1),
     box_score_thresh=box["score_threshold"],
     box_detections_per_img=box["max_detections"],
+    **heads,
   ).to(DEVICE)
 
 
@@ -83,8 +113,49 @@ def synthetic(request: dict, batch_size: int) -> tuple[list[torch.Tensor], list[
     sides = side / 12 + torch.rand(count, 2) * (side / 3 - side / 12)
     corner = torch.rand(count, 2) * (torch.tensor([width, height]) - sides)
     labels = torch.randint(1, request["num_classes"] + 1, (count,))
-    targets.append({"boxes": torch.cat([corner, corner + sides], 1).to(DEVICE), "labels": labels.to(DEVICE)})
+    boxes = torch.cat([corner, corner + sides], 1)
+    target = {"boxes": boxes, "labels": labels}
+    if request["model"]["mask"]:
+      y, x = torch.arange(height)[None, :, None] + 0.5, torch.arange(width)[None, None] + 0.5
+      x1, y1, x2, y2 = boxes.T[:, :, None, None]
+      target["masks"] = ((x > x1) & (x < x2) & (y > y1) & (y < y2)).to(torch.uint8)
+    if request["model"]["keypoint"]:
+      joints = torch.rand(count, request["num_keypoints"], 2) * side
+      target["keypoints"] = torch.cat([joints, torch.ones(*joints.shape[:2], 1)], -1)
+    targets.append({name: value.to(DEVICE) for name, value in target.items()})
   return images, targets
+
+
+@torch.no_grad()
+def detect(model: FasterRCNN, images: list[torch.Tensor]) -> list[dict]:
+  """What a model finds, in the images' pixels; masks in the frames of their boxes."""
+  batch, _ = model.transform(images)
+  features = model.backbone(batch.tensors)
+  features = {"0": features} if isinstance(features, torch.Tensor) else features
+  proposals, _ = model.rpn(batch, features)
+  return model.roi_heads(features, proposals, batch.image_sizes)[0]
+
+
+def set_found(model: FasterRCNN, images: list[torch.Tensor], num_found: int) -> int:
+  """Sets the score threshold so that there are `num_found` detections an image; returns how many all images have.
+
+  Logits of random weights are so far apart that one class takes every box, of which NMS leaves a few: they are scaled
+  to a standard deviation of 1.
+  """
+  logits = []
+  classes = model.roi_heads.box_predictor.cls_score
+  hook = classes.register_forward_hook(lambda module, inputs, output: logits.append(output))
+  model.roi_heads.score_thresh = 2.0
+  detect(model, images)
+  hook.remove()
+  with torch.no_grad():
+    classes.weight /= torch.cat(logits).std()
+    classes.bias.zero_()
+  model.roi_heads.score_thresh = 0.0
+  scores = torch.cat([found["scores"] for found in detect(model, images)]).sort(descending=True).values
+  last = scores[min(num_found * len(images), len(scores)) - 1].cpu()
+  model.roi_heads.score_thresh = float(torch.nextafter(last, torch.tensor(0.0)))
+  return sum(len(found["scores"]) for found in detect(model, images))
 
 
 def synchronise() -> None:
@@ -101,7 +172,6 @@ def main() -> None:
     return
   device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"
   versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": device}
-  print(json.dumps(versions), flush=True)
   optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
   training, testing = (synthetic(request, size) for size in request["batch_size"])
 
@@ -111,9 +181,10 @@ def main() -> None:
     loss.backward()
     optimizer.step()
 
-  def detect() -> None:
-    with torch.no_grad():
-      model(testing[0])
+  model.eval()
+  if request["num_found"] is not None:
+    versions["num_found"] = set_found(model, testing[0], request["num_found"])
+  print(json.dumps(versions), flush=True)
 
   for line in sys.stdin:
     what = json.loads(line)["measure"]
@@ -121,7 +192,7 @@ def main() -> None:
     synchronise()
     began = time.perf_counter()
     for _ in range(request["iterations"]):
-      (train if what == "train" else detect)()
+      train() if what == "train" else detect(model, testing[0])
     synchronise()
     print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
 
