@@ -12,6 +12,7 @@ The suite `input` measures what a data set costs before and beside the device: s
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import os
@@ -125,7 +126,8 @@ def prepare_train(experiment: Experiment, batch: Batch) -> tuple[Callable[[], fl
   """(a function that times one repeat of train steps, what compiling them told)."""
   model, variables = prepared_model(experiment)
   mesh = meshes.data_mesh()
-  stage = experiment.stages[0]
+  # Steps without a move: random weights that learn soon propose something else, or nothing.
+  stage = dataclasses.replace(experiment.stages[0], schedule=optim.Constant(0.0))
   step = steps.make_train_step(model, stage, mesh, seed=0, num_steps=10_000)
   held = {"state": steps.create_state(variables, stage, mesh)}
   batch = meshes.shard_batch(batch, mesh)
@@ -149,6 +151,9 @@ def prepare_detect(experiment: Experiment, batch: Batch) -> tuple[Callable[[], f
     model = model.clone(box=model.box.clone(score_threshold=threshold(model, variables, batch, FLAGS.num_found)))
   detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
   compiled, told = compile_timed(detect, variables, batch)
+  propose = jax.jit(lambda variables, batch: model.apply(variables, batch, method="propose"))
+  told["proposals"] = float(propose(variables, batch).valid.sum(1).mean())
+  told["detections"] = float(compiled(variables, batch).valid.sum(1).mean())
 
   def repeat() -> float:
     began = time.perf_counter()
@@ -384,6 +389,8 @@ def table(name: str, report: dict) -> str:
       notes.append(f"{found['GFLOP']:.1f} GFLOP")
     if "program_memory_MiB" in found:
       notes.append(f"{found['program_memory_MiB']:.0f} MiB")
+    if "proposals" in found:
+      notes.append(f"an image has {found['proposals']:.0f} proposals, {found['detections']:.0f} detections")
     for who in ("ours", "peer"):
       if who in found:
         row = found[who]
@@ -393,6 +400,9 @@ def table(name: str, report: dict) -> str:
     if "ratio" in found:
       ratio = found["ratio"]
       lines.append(f"  {what:<7}ours / peer {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})")
+  if "proposals" in report["environment"].get("peer", {}):
+    peer = report["environment"]["peer"]
+    lines.append(f"  an image of the peer has {peer['proposals']:.0f} proposals, {peer['detections']:.0f} detections")
   lines.append(f"  peak memory {report['peak_memory_MiB']:.0f} MiB")
   return "\n".join(lines)
 

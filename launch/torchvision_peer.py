@@ -136,26 +136,38 @@ def detect(model: FasterRCNN, images: list[torch.Tensor]) -> list[dict]:
   return model.roi_heads(features, proposals, batch.image_sizes)[0]
 
 
-def set_found(model: FasterRCNN, images: list[torch.Tensor], num_found: int) -> int:
-  """Sets the score threshold so that there are `num_found` detections an image; returns how many all images have.
+def condition(model: FasterRCNN, images: list[torch.Tensor]) -> None:
+  """Scales the last layers, so that random weights propose and score as trained ones do.
 
-  Logits of random weights are so far apart that one class takes every box, of which NMS leaves a few: they are scaled
-  to a standard deviation of 1.
+  Without it their boxes leave the image and their scores give every box to one class, and NMS leaves a few: a
+  detector with nothing to do is fast. Standard deviations: 1 of logits, 0.1 of what moves boxes.
   """
-  logits = []
-  classes = model.roi_heads.box_predictor.cls_score
-  hook = classes.register_forward_hook(lambda module, inputs, output: logits.append(output))
-  model.roi_heads.score_thresh = 2.0
-  detect(model, images)
-  hook.remove()
-  with torch.no_grad():
-    classes.weight /= torch.cat(logits).std()
-    classes.bias.zero_()
+  rpn, box = model.rpn.head, model.roi_heads.box_predictor
+  for layer, deviation in ((rpn.cls_logits, 1), (rpn.bbox_pred, 0.1), (box.cls_score, 1), (box.bbox_pred, 0.1)):
+    given = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: given.append(output.flatten()))
+    detect(model, images)
+    hook.remove()
+    with torch.no_grad():
+      layer.weight *= deviation / torch.cat(given).std()
+      layer.bias.zero_()
+
+
+def set_found(model: FasterRCNN, images: list[torch.Tensor], num_found: int) -> None:
+  """Sets the score threshold so that there are `num_found` detections an image, over these images."""
   model.roi_heads.score_thresh = 0.0
   scores = torch.cat([found["scores"] for found in detect(model, images)]).sort(descending=True).values
   last = scores[min(num_found * len(images), len(scores)) - 1].cpu()
   model.roi_heads.score_thresh = float(torch.nextafter(last, torch.tensor(0.0)))
-  return sum(len(found["scores"]) for found in detect(model, images))
+
+
+def work(model: FasterRCNN, images: list[torch.Tensor]) -> dict:
+  """How many proposals and detections an image has, on the average."""
+  counts = []
+  hook = model.rpn.register_forward_hook(lambda module, inputs, output: counts.extend(map(len, output[0])))
+  found = detect(model, images)
+  hook.remove()
+  return {"proposals": sum(counts) / len(counts), "detections": sum(len(one["scores"]) for one in found) / len(found)}
 
 
 def synchronise() -> None:
@@ -172,7 +184,8 @@ def main() -> None:
     return
   device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"
   versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": device}
-  optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-4, momentum=0.9)
+  # Steps without a move: random weights that learn soon propose something else, or nothing.
+  optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9)
   training, testing = (synthetic(request, size) for size in request["batch_size"])
 
   def train() -> None:
@@ -182,8 +195,10 @@ def main() -> None:
     optimizer.step()
 
   model.eval()
+  condition(model, testing[0])
   if request["num_found"] is not None:
-    versions["num_found"] = set_found(model, testing[0], request["num_found"])
+    set_found(model, testing[0], request["num_found"])
+  versions |= work(model, testing[0])
   print(json.dumps(versions), flush=True)
 
   for line in sys.stdin:
