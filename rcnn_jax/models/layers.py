@@ -101,7 +101,7 @@ def _dense_convolution_backward(padding, precision, residuals, cotangent):
   def in_layout(x, kernel, cotangent):
     back = kernel.shape[0] - 1 - padding
     of_x = _convolution(cotangent, jnp.swapaxes(kernel[::-1, ::-1], 2, 3), back, precision=precision)
-    return of_x, _kernel_gradient(x, cotangent, padding).astype(kernel.dtype)
+    return of_x, _kernel_gradient(x, cotangent, padding, precision).astype(kernel.dtype)
 
   def derived(x, kernel, cotangent):
     return jax.vjp(lambda x, kernel: _convolution(x, kernel, padding, precision=precision), x, kernel)[1](cotangent)
@@ -109,7 +109,7 @@ def _dense_convolution_backward(padding, precision, residuals, cotangent):
   return jax.lax.platform_dependent(*residuals, cotangent, cpu=in_layout, default=derived)
 
 
-def _kernel_gradient(x: Array, cotangent: Array, padding: int) -> Array:
+def _kernel_gradient(x: Array, cotangent: Array, padding: int, precision: str | None) -> Array:
   """f32[h, w, C, F]: the gradient of a convolution's kernel, summed over blocks of cells that fit the CPU's cache.
 
   x: f[B, H, W, C]; cotangent: f[B, H', W', F]. A block is some images, or some rows of one image and those about them.
@@ -130,7 +130,7 @@ def _kernel_gradient(x: Array, cotangent: Array, padding: int) -> Array:
     given = jax.lax.dynamic_slice(cotangent, start, (images, rows, *cotangent.shape[2:]))
     # The channels of x in the place of the batch, and the batch in that of the channels.
     exchanged = jnp.transpose(seen, (3, 1, 2, 0)), jnp.moveaxis(given, 0, 2)
-    return total + _convolution(*exchanged, 0).astype(jnp.float32)
+    return total + _convolution(*exchanged, 0, precision=precision).astype(jnp.float32)
 
   total = jnp.zeros((x.shape[3], size, x.shape[2] - width + 1, cotangent.shape[3]), jnp.float32)
   total = add(0, total) if num_blocks == 1 else jax.lax.fori_loop(0, num_blocks, add, total)
