@@ -68,6 +68,16 @@ RCNN = Detector(
 
 
 @functools.cache
+def _drawn(model: Detector):
+  return init_variables(model, jax.random.key(0), CANVAS)
+
+
+def fresh(model: Detector):
+  """Fresh variables of a detector, drawn once for all tests; the arrays are the caller's own."""
+  return jax.tree.map(np.array, _drawn(model))
+
+
+@functools.cache
 def variables():
   """Fresh variables of `small_detector()`."""
   return init_variables(small_detector(), jax.random.key(0), CANVAS)

@@ -20,7 +20,7 @@ from rcnn_jax.models.layers import adaptive_max_pool, max_pool
 from rcnn_jax.models.pooling import SpatialPyramid, WarpCrop
 from rcnn_jax.models.rcnn_head import RcnnHead
 from rcnn_jax.types import Proposals
-from tests.small_detector import CANVAS, RCNN, SmallBackbone, scene_batch
+from tests.small_detector import CANVAS, RCNN, SmallBackbone, fresh, scene_batch
 
 SPPNET = RCNN.clone(backbone=SmallBackbone(), pool=SpatialPyramid(bins=(1, 2)))
 
@@ -36,7 +36,7 @@ def with_proposals(batch, count=21):
 
 def of(model):
   """Fresh variables, with SVMs and ridge regression as if they had been fitted."""
-  variables = init_variables(model, jax.random.key(0), CANVAS)
+  variables = fresh(model)
   box, key = variables["params"]["box"], jax.random.key(1)
   for name in ("svm", "ridge"):
     box[name]["kernel"] = 0.1 * jax.random.normal(key, box[name]["kernel"].shape)
@@ -83,7 +83,7 @@ def test_an_image_without_proposals_trains_on_its_objects_and_detects_nothing():
 
 
 def test_before_the_fits_the_softmax_scores_and_boxes_stay():
-  batch, variables = with_proposals(scene_batch(0)), init_variables(RCNN, jax.random.key(0), CANVAS)
+  batch, variables = with_proposals(scene_batch(0)), fresh(RCNN)
   found = program(RCNN, "detect")(variables, batch)
   assert (np.asarray(found.scores)[found.valid] > 0.1).all()
   # Each box is a proposal clipped to its image.

@@ -14,7 +14,6 @@ import tiny
 
 from rcnn_jax.evaluation import coco, detect
 from rcnn_jax.experiment import Checkpoints
-from rcnn_jax.models.detector import init_variables
 from rcnn_jax.ops import boxes
 from rcnn_jax.training import features, fit, loop, optim
 from rcnn_jax.training import mesh as meshes
@@ -22,7 +21,7 @@ from rcnn_jax.training.optim import Constant
 from rcnn_jax.training.stages import FitBoxRegression, FitSvms, Sgd
 from rcnn_jax.types import GroundTruth, Proposals
 from tests import scenes
-from tests.small_detector import CANVAS, RCNN, scene_batch
+from tests.small_detector import CANVAS, RCNN, fresh, scene_batch
 
 BATCH, NUM_BATCHES, STEPS = 4, 6, 60
 STAGES = (
@@ -90,7 +89,7 @@ def train(workdir, stop_at=None):
     EXPERIMENT,
     str(workdir),
     RCNN,
-    init_variables(RCNN, jax.random.key(0), CANVAS),
+    fresh(RCNN),
     NUM_BATCHES,
     lambda steps: Loader(EXPERIMENT.data, 0, steps),
     evaluate=evaluate,
@@ -153,7 +152,7 @@ def test_a_training_killed_in_a_fit_ends_as_one_that_was_not(trained, tmp_path, 
 
 
 def test_features_of_other_parameters_are_computed_anew(trained, tmp_path):
-  variables, lines = init_variables(RCNN, jax.random.key(0), CANVAS), []
+  variables, lines = fresh(RCNN), []
   few = dataclasses.replace(REGIONS, count=1)
   first = list(features.cache(tmp_path, RCNN, variables, few, lines.append).rows())[0].features + 0
   assert lines == ["features: 1 of 1 batches"]
@@ -186,7 +185,7 @@ def test_a_class_or_an_image_without_examples_is_told_and_is_no_nan(tmp_path, la
   else:
     batch = batch.replace(proposals=batch.proposals.replace(valid=np.zeros_like(batch.proposals.valid)))
   regions = features.Regions(lambda i: iter([batch]), 1, pair_iou=0.6)
-  variables, lines = init_variables(RCNN, jax.random.key(0), CANVAS), []
+  variables, lines = fresh(RCNN), []
   for stage in STAGES[1:]:
     variables, numbers = fit.fit(stage, RCNN, variables, regions, tmp_path, lines.append)
     assert np.isfinite(list(numbers.values())).all()
