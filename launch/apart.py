@@ -6,13 +6,12 @@ import contextlib
 import fcntl
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from typing import IO
 
-from rcnn_jax.training import loop
+from rcnn_jax.training import preemption
 
 
 class BusyError(RuntimeError):
@@ -38,12 +37,12 @@ def run(lock: IO, command: str, *options: str) -> tuple[int, str]:
   early tells the process to stop, and waits until it has saved what it has.
 
   Raises:
-    Stopped: upon SIGTERM.
+    Stopped: upon SIGTERM or SIGUSR1.
   """
   words = [sys.executable, "-m", f"launch.{command}", *options]
   environment = os.environ | {"PYTHONUNBUFFERED": "1"}
   said = b""
-  with _stopping_on_sigterm():
+  with preemption.stopping():
     process = subprocess.Popen(
       words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment, pass_fds=(lock.fileno(),)
     )
@@ -58,17 +57,3 @@ def run(lock: IO, command: str, *options: str) -> tuple[int, str]:
       process.communicate()
   lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
   return status, lines[-1] if lines else "no word"
-
-
-@contextlib.contextmanager
-def _stopping_on_sigterm() -> Iterator[None]:
-  """Within, SIGTERM raises loop.Stopped."""
-
-  def stop(*_) -> None:
-    raise loop.Stopped("stopped by SIGTERM; start again to go on from there")
-
-  previous = signal.signal(signal.SIGTERM, stop)
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, previous)

@@ -417,4 +417,4 @@ def table(name: str, report: dict) -> str:
 
 
 if __name__ == "__main__":
-  launch_flags.run(main, define_flags)
+  launch_flags.run(main, define_flags, keep_programs=False)

@@ -233,4 +233,4 @@ def shortened(shape: str) -> str:
 
 
 if __name__ == "__main__":
-  launch_flags.run(main, define_flags)
+  launch_flags.run(main, define_flags, keep_programs=False)

@@ -17,6 +17,7 @@ PACKAGES = ("rcnn_jax", "launch", "experiments")
 ROOT = pathlib.Path(__file__).parents[1]
 REPORT = "--debug shows where; please report it with what that prints, unless an experiment file is to blame"
 OF_WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+PATIENCE_S = 3.0  # from Ctrl-C to the end
 LONGEST = 400  # characters of what another library says
 
 
@@ -69,6 +70,35 @@ def without_tracebacks() -> list[BaseException]:
   threading.excepthook = lambda failed: raised.append(failed.exc_value)
   sys.unraisablehook = lambda failed: None  # raised by what is being thrown away
   return raised
+
+
+def hear_signals() -> None:
+  """From here on Ctrl-C ends the command in PATIENCE_S, and a second signal of one kind that is handled at once.
+
+  Python hears of a signal between two of its own instructions: not while a program is compiled, which takes minutes.
+  """
+  heard, telling = os.pipe()
+  os.set_blocking(telling, False)
+  signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
+  os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))
+  threading.Thread(target=_listen, args=(heard,), daemon=True).start()
+
+
+def _listen(heard: int) -> None:
+  numbers = set()
+  while True:
+    for number in os.read(heard, 64):
+      if number == signal.SIGINT and number not in numbers:
+        timer = threading.Timer(PATIENCE_S, _end_at_once, (number,))
+        timer.daemon = True
+        timer.start()
+      elif number in numbers and number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        _end_at_once(number)
+      numbers.add(number)
+
+
+def _end_at_once(number: int) -> None:
+  os._exit(128 + number)
 
 
 def _of_the_system(error: OSError, folder: str | None) -> str:

@@ -23,7 +23,6 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the options of this command."""
   launch_flags.define_run()
-  launch_flags.define_compilation_cache()
   launch_flags.define_path("outdir", "Where to write instead of WORKDIR/eval/STEP, e.g. with --set of other data.")
 
 
@@ -31,7 +30,6 @@ def main(argv: list[str]) -> None:
   """Evaluates, and writes the report anew if the results are the run's own."""
   del argv
   run = launch_flags.chosen_run()
-  launch_flags.keep_programs(run.experiment, FLAGS.workdir)
   outdir = pathlib.Path(FLAGS.outdir or pathlib.Path(FLAGS.workdir, "eval", str(run.step)))
   evaluate_run(run, outdir)
   print(f"step {run.step}; written to {outdir}")

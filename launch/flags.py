@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-import pathlib
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +13,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from launch import ending
+from launch import ending, programs
 from rcnn_jax import experiment as experiments
 from rcnn_jax import ranges
 from rcnn_jax.experiment import Experiment
@@ -62,40 +61,6 @@ def define_run() -> None:
 def define_set() -> None:
   """Defines --set alone, for commands that take the experiment from a run directory."""
   flags.DEFINE_multi_string("set", [], "path=value, e.g. --set=data.workers=4: one value of the experiment changed.")
-
-
-def define_compilation_cache() -> None:
-  """Defines --compilation_cache."""
-  define_path(
-    "compilation_cache",
-    "Directory in which compiled programs are kept from run to run; on an accelerator WORKDIR/compiled where images "
-    "have canvases of their own (PaddedToMultiple).",
-  )
-
-
-def keep_programs(experiment: Experiment, workdir: str) -> None:
-  """Keeps compiled programs where --compilation_cache says, or beside the run where there will be many of them.
-
-  Not beside the run on a CPU: its programs use the instructions of the machine that compiled them, run directories
-  are shared by machines, and XLA warns of each program that it reads back.
-  """
-  from jax.experimental.compilation_cache import compilation_cache
-
-  from rcnn_jax.data.transforms import PaddedToMultiple
-
-  folder = FLAGS.compilation_cache
-  if folder is None and isinstance(experiment.data.canvases, PaddedToMultiple) and jax.default_backend() != "cpu":
-    named = jax.config.jax_compilation_cache_dir  # by the environment
-    folder = named or (os.path.join(workdir, "compiled") if _can_write(workdir) else None)
-  if folder is not None:
-    jax.config.update("jax_compilation_cache_dir", os.path.abspath(folder))
-    compilation_cache.reset_cache()  # a program that was compiled before has settled that there is none
-
-
-def _can_write(folder: str) -> bool:
-  """Whether files can be made in a folder, or the folder itself where it is not there yet."""
-  path = pathlib.Path(folder).absolute()
-  return os.access(next(each for each in (path, *path.parents) if each.exists()), os.W_OK)
 
 
 def chosen_experiment() -> Experiment:
@@ -156,19 +121,22 @@ def parameters(experiment: Experiment) -> str:
   return f"parameters: {detector.num_parameters(model, pipeline.example_canvas(experiment.data)):,}"
 
 
-def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> None:
+def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], keep_programs: bool = True) -> None:
   """Runs a command under absl; whatever it raises becomes one line on stderr and a non-zero exit.
 
   Flags are defined here rather than at import, so that one command may import another. With --debug, the traceback
-  is shown.
+  is shown. Compiled programs are kept for the next start, unless the command is one that measures compiling.
   """
 
   def guarded(argv: list[str]) -> None:
     _set_up_logging()
     in_threads = [] if FLAGS.debug else ending.without_tracebacks()
+    ending.hear_signals()
     if len(argv) > 1:
       _end(f"unexpected argument {argv[1]!r}; every option is --name=value", 2)
     try:
+      if keep_programs:
+        programs.keep(FLAGS.compilation_cache)
       main(argv)
       sys.stdout.flush()
       for error in in_threads:
@@ -181,6 +149,9 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> 
       _end(reason, status)
 
   flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
+  if keep_programs:
+    help_text = "Folder in which compiled programs are kept; by default one in the user's cache folder, at most 4 GiB."
+    define_path("compilation_cache", help_text)
   define_flags()
   for flag in FLAGS.get_flags_for_module(__name__):
     FLAGS.register_key_flag_for_module(sys.argv[0], flag)  # so that --help lists it beside the command's own

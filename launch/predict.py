@@ -29,7 +29,6 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the options of this command."""
   launch_flags.define_run()
-  launch_flags.define_compilation_cache()
   flags.DEFINE_string(
     "images", None, "A file, a folder or a pattern, e.g. photos, 'photos/*.jpg' or 'photos/**/*.png'.", required=True
   )
@@ -46,7 +45,6 @@ def main(argv: list[str]) -> None:
   files = matching_files(FLAGS.images, output)
   check_output(output)
   run = launch_flags.chosen_run()
-  launch_flags.keep_programs(run.experiment, FLAGS.workdir)
   unread = predict(run, files, output, FLAGS.min_score, FLAGS.batch_size)
   if unread:
     raise EvaluationError(f"{len(unread)} of {len(files)} files could not be read")

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import tiny
 
-from launch.train import check_losses, fitting, initial_variables
 from rcnn_jax.experiment import Checkpoints, ExperimentError, from_json, to_json
 from rcnn_jax.models.detector import init_variables
 from rcnn_jax.models.proposers import AlternatingRpn
@@ -18,6 +17,7 @@ from rcnn_jax.training import checkpoint, loop, moves
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import Constant, Rule, TrainingError, flatten, matching
 from rcnn_jax.training.stages import CopyParameters, ResetParameters, Sgd
+from rcnn_jax.training.run import check_losses, fitting, initial_variables
 from rcnn_jax.training.step import create_state, make_train_step
 from tests.small_detector import CANVAS, SmallBackbone, compiled, scene_batch, small_detector
 

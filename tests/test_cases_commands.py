@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import tiny
 
-from launch import train as train_command
 from rcnn_jax import files
 from rcnn_jax.training import checkpoint, claim, log, loop
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.checkpoint import CheckpointError
+from rcnn_jax.training.run import folder_and_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = tiny.experiment().override({"stages.0.steps": 4, "checkpoints.every_steps": 2})
@@ -85,7 +85,7 @@ def test_workdir_with_brackets(name, trained, tmp_path, monkeypatch):
   same(train(workdir), trained[1])  # resumes at the end of the training
   moved = workdir.rename(tmp_path / "moved [9]")
   same(checkpoint.load_run(f"{moved}/", "latest").variables, trained[1].variables())
-  folder, which = train_command.folder_and_checkpoint(f"{moved}@4")  # as --init_from names it
+  folder, which = folder_and_checkpoint(f"{moved}@4")  # as --init_from names it
   same(checkpoint.load_run(folder, which).variables, trained[1].variables())
   assert os.listdir(tmp_path / "links") == [] and os.listdir(tmp_path / "axb") == []
 
@@ -305,7 +305,7 @@ def test_train_longer(trained):
 def test_init_from_names_a_checkpoint_or_none(tmp_path):
   (tmp_path / "a@b").mkdir()
   (tmp_path / "c").mkdir()
-  read = train_command.folder_and_checkpoint
+  read = folder_and_checkpoint
   assert read(f"{tmp_path}/a@b") == (f"{tmp_path}/a@b", "best")
   assert read(f"{tmp_path}/a@b@latest") == (f"{tmp_path}/a@b", "latest")
   assert read(f"{tmp_path}/c@300") == (f"{tmp_path}/c", "300")

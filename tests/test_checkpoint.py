@@ -6,8 +6,11 @@ import dataclasses
 import functools
 import json
 import os
+import pathlib
 import shutil
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -20,6 +23,7 @@ from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.checkpoint import CheckpointError
 from rcnn_jax.training.optim import TrainingError
 
+ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = tiny.experiment().override({"data.canvases": ((4, 8), (4, 8))})
 
 
@@ -39,11 +43,13 @@ class Fragile(tiny.Loader):
 
 
 class Terminated(tiny.Loader):
-  """A SIGTERM arrives while the batch of step 2 is read."""
+  """A signal arrives while the batch of step 2 is read."""
+
+  by = signal.SIGTERM
 
   def __next__(self):
     if self.given + 1 == 2:
-      os.kill(os.getpid(), signal.SIGTERM)
+      os.kill(os.getpid(), self.by)
     return super().__next__()
 
 
@@ -104,12 +110,33 @@ def test_a_run_that_is_beyond_its_end_is_told(whole):
     loop.run(shorter, whole[0], *arguments, mesh=meshes.data_mesh(1))
 
 
-def test_sigterm_saves_and_says_so(whole, tmp_path, compiled_once):
-  with pytest.raises(loop.Stopped, match="SIGTERM at step 2 of 6"):
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_notice_saves_and_says_so_and_asks_to_be_started_again(by, whole, tmp_path, compiled_once, monkeypatch):
+  monkeypatch.setattr(Terminated, "by", by)
+  with pytest.raises(loop.Stopped, match=f"{by.name} at step 2 of 6") as stopped:
     train(tmp_path, loader=Terminated)
+  assert stopped.value.exit_status == os.EX_TEMPFAIL == 75
   assert checkpoint.load_run(tmp_path, "latest").step == 2
   same(train(tmp_path), whole[1])
   assert results(tmp_path) == results(whole[0])
+
+
+def test_a_notice_stops_an_evaluation_at_once(whole, tmp_path, compiled_once):
+  def evaluate(variables, step):
+    os.kill(os.getpid(), signal.SIGTERM)
+    pytest.fail("it went on")
+
+  with pytest.raises(loop.Stopped, match="stopped by SIGTERM"):
+    train(tmp_path, evaluate=evaluate)
+  same(train(tmp_path, evaluate=lambda variables, step: {"bbox/AP": 0.5}), whole[1])
+  assert [row["step"] for row in log.rows(tmp_path) if row["kind"] == "eval"] == [6]
+
+
+def test_a_second_notice_ends_the_process(tmp_path):
+  code = "import os, signal\nfrom rcnn_jax.training import preemption\nwith preemption.noting() as noted:\n"
+  code += "  for number in range(2):\n    os.kill(os.getpid(), signal.SIGTERM)\n    print(noted, flush=True)"
+  ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+  assert (ended.stdout, ended.returncode) == ("['SIGTERM']\n", -signal.SIGTERM)
 
 
 def test_a_finished_run_is_left_as_it_is(whole):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -33,11 +35,16 @@ def main(argv):
     thread.start()
     thread.join()
     print(os.fsdecode(b"caf\\xe9"))
+  if how == "compute":
+    import numpy
+    matrix = numpy.random.default_rng(0).random((5000, 5000))
+    print("computing", flush=True)
+    numpy.linalg.svd(matrix)  # Python hears of nothing meanwhile
   if how == "path":
     print(launch_flags.FLAGS.place)
 
 def define_flags():
-  launch_flags.flags.DEFINE_enum("how", None, ["interrupt", "bug", "print", "thread", "path"], "")
+  launch_flags.flags.DEFINE_enum("how", None, ["interrupt", "bug", "print", "thread", "compute", "path"], "")
   launch_flags.define_path("place", "")
 
 launch_flags.run(main, define_flags)
@@ -70,6 +77,14 @@ def test_ctrl_c_and_a_reader_that_has_gone_end_a_command_quietly(file):
   assert printing.stdout.readline() == "0\n"
   printing.stdout.close()
   assert (printing.stderr.read(), printing.wait()) == ("", 141)
+
+
+def test_ctrl_c_ends_a_command_that_python_cannot_interrupt(file):
+  computing = start(file, "--how=compute")
+  assert computing.stdout.readline() == "computing\n"
+  computing.send_signal(signal.SIGINT)
+  began = time.monotonic()
+  assert computing.wait(timeout=60) == 130 and time.monotonic() - began < ending.PATIENCE_S + 2
 
 
 def test_a_thread_that_fails_is_told_in_a_line_and_any_name_can_be_printed(file):

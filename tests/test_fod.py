@@ -10,7 +10,6 @@ import time
 import numpy as np
 import pytest
 
-from launch import train
 from rcnn_jax.data import loader, pipeline, validate
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.transforms import Resize
@@ -18,6 +17,7 @@ from rcnn_jax.data.voc import VocFolder
 from rcnn_jax.experiment import Evaluation, Experiment
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import Constant
+from rcnn_jax.training.run import train
 from rcnn_jax.training.stages import Sgd
 from tests import fod
 from tests.small_detector import small_detector
@@ -55,7 +55,7 @@ def test_it_trains_and_evaluates(drawn, tmp_path):
     evaluation=Evaluation(pictures=1),
   )
   assert loader.training_epoch(experiment.data, spec[0].open()).num_steps == 3  # 12 images, each once
-  train.train(experiment, str(tmp_path / "run"), meshes.data_mesh(1))
+  train(experiment, str(tmp_path / "run"), meshes.data_mesh(1))
   metrics = json.loads((tmp_path / "run/eval/3/metrics.json").read_text())
   assert {"bbox/AP", "voc/mAP_area", *(f"bbox/AP/{name}" for name in fod.CLASSES)} <= set(metrics)
   lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]

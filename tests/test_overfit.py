@@ -11,7 +11,6 @@ import pytest
 
 from launch import flags as launch_flags
 from launch.evaluate import evaluate_run
-from launch.train import train
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.transforms import Resize
@@ -26,6 +25,7 @@ from rcnn_jax.models.proposers import Rpn
 from rcnn_jax.training import checkpoint
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import AdamW, Cosine
+from rcnn_jax.training.run import train
 from rcnn_jax.training.stages import Sgd
 
 SHARED = pathlib.Path(__file__).parents[2] / "shared"

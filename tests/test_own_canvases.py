@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
-import pathlib
-import subprocess
-import sys
 
 import hypothesis
 import hypothesis.strategies as st
@@ -22,7 +18,6 @@ from rcnn_jax.evaluation import detect
 from rcnn_jax.models.proposers import Rpn
 from tests import scenes
 
-ROOT = pathlib.Path(__file__).parents[1]
 TORCHVISION, DETECTRON2 = Resize((800,), 1333), Resize((640, 800), 1333, rounding="nearest")
 
 
@@ -155,45 +150,3 @@ def test_the_experiments_of_imported_models_have_them_and_train_on_few():
       assert pipeline.example_canvas(data) == (800, 800)
   changed = experiments.load("torchvision_fasterrcnn_resnet50_fpn").set(["data.canvases=((64, 64),)"])
   assert pipeline.example_canvas(changed.data) == (64, 64)
-
-
-# ---- compiled programs are kept -----------------------------------------------------------------------------------
-
-KEEPS = """
-import sys
-import jax
-from absl import flags
-from launch import flags as launch_flags
-from rcnn_jax import experiment
-
-launch_flags.define_compilation_cache()
-flags.FLAGS(sys.argv)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-jax.jit(lambda x: x + 1)(1.0)  # a program that was compiled before
-jax.default_backend = lambda: "{backend}"
-launch_flags.keep_programs(experiment.load("{name}"), "run")
-jax.jit(lambda x: x * 2 + 1)(3.0)
-"""
-
-
-IMPORTED = "torchvision_fasterrcnn_resnet50_fpn"
-
-
-@pytest.mark.parametrize(
-  "name, backend, options, kept",
-  [
-    (IMPORTED, "gpu", (), "run/compiled"),
-    (IMPORTED, "cpu", (), None),
-    (IMPORTED, "cpu", ("--compilation_cache=elsewhere",), "elsewhere"),
-    ("demo", "gpu", (), None),
-  ],
-)
-def test_programs_are_kept_beside_the_run_where_there_will_be_many(tmp_path, name, backend, options, kept):
-  environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-  environment |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-  command = [sys.executable, "-c", KEEPS.format(name=name, backend=backend), *options]
-  ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
-  assert ended.returncode == 0, ended.stderr
-  programs = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*-cache")]
-  assert bool(programs) == (kept is not None)
-  assert all(path.startswith(f"{kept}/") for path in programs)

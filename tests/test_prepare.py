@@ -16,7 +16,7 @@ import pytest
 from test_loader import Rectangles, data
 from test_voc import write_squares
 
-from launch import prepare_data, train
+from launch import prepare_data
 from rcnn_jax.data import prepare, proposals
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.pipeline import Data
@@ -31,6 +31,7 @@ from rcnn_jax.models.pooling import RoiMaxPool
 from rcnn_jax.models.proposers import External, ProposalError
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import Constant
+from rcnn_jax.training.run import train
 from rcnn_jax.training.stages import Sgd
 from rcnn_jax.types import Proposals
 from tests.small_detector import small_detector, variables
@@ -209,7 +210,7 @@ def test_a_fast_rcnn_trains_on_prepared_proposals_and_not_without(voc, tmp_path)
     stages=(Sgd(steps=3, schedule=Constant(0.01)),),
     evaluation=Evaluation(pictures=1),
   )
-  run = lambda changed: train.train(changed, str(tmp_path / "run"), meshes.data_mesh(1))
+  run = lambda changed: train(changed, str(tmp_path / "run"), meshes.data_mesh(1))
   with pytest.raises(ProposalError, match="set data.proposals to folders of launch.prepare_data"):
     run(experiment)
   with_folders = experiment.override({"data.proposals": folders})

@@ -214,7 +214,7 @@ def test_a_trial_of_an_older_version_is_finished_if_its_values_are_the_same(tmp_
 
 
 def test_a_stopped_trial_stops_the_sweep(tmp_path):
-  trials = Trials(SWEEP, tmp_path, failing=("dropout=0.25/seed=1",), status=143)
+  trials = Trials(SWEEP, tmp_path, failing=("dropout=0.25/seed=1",), status=loop.Stopped.exit_status)
   with pytest.raises(loop.Stopped, match="stopped in trial dropout=0.25/seed=1; start again"):
     command.run_all(SWEEP, tmp_path, trials)
   assert trials.started == ["dropout=0.25/seed=0", "dropout=0.25/seed=1"]

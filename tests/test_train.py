@@ -1,9 +1,7 @@
-"""What `launch.train` refuses before it writes anything."""
+"""What a training refuses before it writes anything."""
 
 import pytest
 
-from launch import train
-from launch.train import check_model, check_parts
 from rcnn_jax import experiment as experiments
 from rcnn_jax.experiment import ExperimentError
 from rcnn_jax.models.cascade import THREE_STAGES
@@ -12,6 +10,7 @@ from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.training import checkpoint
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import Rule, TrainingError
+from rcnn_jax.training.run import check_model, check_parts, train
 
 
 @pytest.mark.parametrize(
@@ -58,4 +57,4 @@ def test_nothing_is_written_for_a_model_that_does_not_fit(tmp_path, monkeypatch)
   monkeypatch.setattr(checkpoint, "write_experiment", lambda *_: pytest.fail("written before it was checked"))
   experiment = experiments.load("demo").override({"model.proposer.anchor_sizes": ((8.0,), (16.0, 32.0))})
   with pytest.raises(ModelError):
-    train.train(experiment, str(tmp_path), meshes.data_mesh(1))
+    train(experiment, str(tmp_path), meshes.data_mesh(1))

@@ -1,6 +1,6 @@
 """Worker processes of the loader: how they are started and read, and that they end with the command, however it ends.
 
-Ctrl-C in a terminal, and SIGTERM from a cluster's scheduler, reach every process at once. A worker that dies of them
+Ctrl-C in a terminal, and SIGTERM or SIGUSR1 from a cluster's scheduler, reach every process at once. A worker that dies of them
 may hold a lock that its parent waits for, and leaves a traceback. So workers are born with both signals blocked, in a
 thread that has them blocked, and the parent ends them: after SIGTERM when it has saved a checkpoint, until which it
 may still wait for a batch. A parent that was killed ends nothing: its workers notice that it is gone.
@@ -21,7 +21,7 @@ from typing import Any
 
 CHECK_S = 0.5  # seconds between two looks at whether the parent is still there
 GRACE_S = 20.0  # seconds from SIGTERM to the end
-SIGNALS = {signal.SIGINT, signal.SIGTERM}
+SIGNALS = {signal.SIGINT, signal.SIGTERM, signal.SIGUSR1}
 
 
 class ReadApart(Iterator[Any]):

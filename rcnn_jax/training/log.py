@@ -51,6 +51,12 @@ def best_step(workdir: str | pathlib.Path, metric: str, steps: list[int]) -> int
   return max(scored, key=scores.get, default=None)
 
 
+def last_evaluation(workdir: str | pathlib.Path) -> dict[str, float | None]:
+  """The metrics of a run's last evaluation; none where nothing was evaluated."""
+  evaluated = [row for row in rows(workdir) if row["kind"] == "eval"]
+  return {name: value for name, value in evaluated[-1].items() if name not in ("step", "kind")} if evaluated else {}
+
+
 class RunLog:
   """Writes the rows of one run to metrics.jsonl and TensorBoard, in the first process only.
 

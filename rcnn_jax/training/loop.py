@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import difflib
 import functools
-import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,22 +20,17 @@ from jax.sharding import Mesh
 
 from rcnn_jax.experiment import Evaluation, Experiment, override
 from rcnn_jax.training import mesh as meshes
-from rcnn_jax.training import moves
+from rcnn_jax.training import moves, preemption
 from rcnn_jax.training.checkpoint import CheckpointStore
 from rcnn_jax.training.log import Interval, RunLog, clock, progress_line, rows
 from rcnn_jax.training.optim import TrainingError, resolve
+from rcnn_jax.training.preemption import Stopped
 from rcnn_jax.training.stages import CopyParameters, Fit, ResetParameters, Sgd, Stage, descent
 from rcnn_jax.training.step import TrainState, create_state, make_train_step, partition
 
 Evaluate = Callable[[dict, int], dict[str, float | None]]  # (variables, step) -> flat metrics
 # (stage, variables, a function that is told the progress) -> (variables, numbers for the log)
 CarryOut = Callable[[Stage, dict, Callable[[str], None]], tuple[dict, dict[str, float]]]
-
-
-class Stopped(Exception):
-  """The training was told to stop (SIGTERM) and has saved a checkpoint; started again, it goes on from there."""
-
-  exit_status = 128 + signal.SIGTERM  # as the shell reports a program that a signal ended
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +99,7 @@ def run(
 
   Raises:
     TrainingError: for settings that do not fit, and for a loss that is not finite.
-    Stopped: after SIGTERM, with a checkpoint saved.
+    Stopped: after SIGTERM or SIGUSR1, with a checkpoint saved.
   """
   mesh = mesh or meshes.data_mesh()
   meshes.check_batch_size(experiment.data.batch_size[0], mesh)
@@ -120,11 +114,11 @@ def run(
     start = store.latest_step() or 0
     runlog = RunLog(workdir, start)
     stack.callback(runlog.close)
-    sigterm = stack.enter_context(_SigtermFlag())
+    notices = stack.enter_context(preemption.noting())
     batches = loader(spans[-1].last)
     stack.callback(batches.close)
     trainer = _Trainer(
-      experiment, model, spans, batches, mesh, store, runlog, evaluate, evaluate_every, fit, sigterm, log_every
+      experiment, model, spans, batches, mesh, store, runlog, evaluate, evaluate_every, fit, notices, log_every
     )
     return trainer.run(variables, start, rows(workdir))
 
@@ -145,25 +139,6 @@ def evaluation_interval(evaluation: Evaluation, steps_per_epoch: int) -> int | N
   return every
 
 
-class _SigtermFlag:
-  """Notes SIGTERM instead of dying of it. With several processes, Orbax makes them agree on a step instead."""
-
-  def __enter__(self) -> _SigtermFlag:
-    self.raised = False
-    self._previous = None
-    if jax.process_count() == 1:
-      with contextlib.suppress(ValueError):  # not the main thread: signals cannot be caught, nor need they be
-        self._previous = signal.signal(signal.SIGTERM, self._note)
-    return self
-
-  def __exit__(self, *_) -> None:
-    if self._previous is not None:
-      signal.signal(signal.SIGTERM, self._previous)
-
-  def _note(self, *_) -> None:
-    self.raised = True
-
-
 @dataclasses.dataclass
 class _Trainer:
   experiment: Experiment
@@ -176,7 +151,7 @@ class _Trainer:
   evaluate: Evaluate | None
   evaluate_every: int | None  # steps
   fit: CarryOut | None
-  sigterm: _SigtermFlag
+  notices: list[str]  # the name of a signal that has told the training to stop
   log_every: int
 
   @property
@@ -229,7 +204,7 @@ class _Trainer:
       batch = self._next_batch(interval, step)
       state, metrics = self._dispatch(train_step, state, batch, interval)
       interval.add(step, batch_size, batch.image_id, metrics)
-      stopping = self.sigterm.raised or self.store.reached_preemption(step)
+      stopping = bool(self.notices) or self.store.reached_preemption(step)
       if step % self.log_every == 0 or step == span.last:
         values = interval.summary()
         self.log.write(step, "train", values)
@@ -238,8 +213,8 @@ class _Trainer:
       if stopping or self._save_due(step):
         began = time.perf_counter()
         self.store.save(step, state, self.batches.get_state(), interval.values())
-        if stopping and step < self.total:
-          raise Stopped(f"stopped by SIGTERM at step {step} of {self.total}; saved: start again to go on from there")
+        if stopping and (step < self.total or self._evaluation_due(step)):
+          raise Stopped(self._stopped(step))
         self._evaluate_if_due(step, state)
         interval.exclude(time.perf_counter() - began)
     return state
@@ -249,18 +224,25 @@ class _Trainer:
     if self.fit is None or jax.process_count() > 1:
       raise TrainingError(f"{type(span.stage).__name__} runs in a single process, under launch.train")
     self.log.say(f"stage {self.spans.index(span) + 1} of {len(self.spans)}: {type(span.stage).__name__}")
-
-    def say(text: str) -> None:
-      self.log.say(text)
-      if self.sigterm.raised:
-        raise Stopped(f"stopped by SIGTERM at step {span.first} of {self.total}; start again to go on from there")
-
-    variables, numbers = self.fit(span.stage, jax.device_get(state.variables()), say)
+    with self._interruptible(span.first):
+      variables, numbers = self.fit(span.stage, jax.device_get(state.variables()), self.log.say)
     state = create_state(variables, descent(span.stage), self.mesh, span.last)
     self.log.write(span.last, "fit", numbers)
     self.store.save(span.last, state, self.batches.get_state(), [])
     self._evaluate_if_due(span.last, state)
     return state
+
+  @contextlib.contextmanager
+  def _interruptible(self, step: int) -> Iterator[None]:
+    """Within, what is saved of `step` is all that there is to save: the training can stop at once."""
+    if self.notices:
+      raise Stopped(self._stopped(step))
+    with preemption.stopping():
+      yield
+
+  def _stopped(self, step: int) -> str:
+    by = "".join(self.notices) or "SIGTERM"
+    return f"stopped by {by} at step {step} of {self.total}; saved: start again to go on from there"
 
   def _announce(self, state: TrainState, span: Span) -> None:
     trainable, frozen = partition(state.params, resolve(span.stage.rules, state.params))
@@ -304,7 +286,8 @@ class _Trainer:
     if not self._evaluation_due(step):
       return
     began = time.perf_counter()
-    metrics = self.evaluate(state.variables(), step)
+    with self._interruptible(step):
+      metrics = self.evaluate(state.variables(), step)
     self.log.write(step, "eval", metrics)
     best = self.experiment.evaluation.keep_best
     score = "none" if metrics.get(best) is None else f"{metrics[best]:.4f}"
