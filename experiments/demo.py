@@ -37,7 +37,7 @@ experiment = Experiment(
     sampler=RoiSampler(num_samples=64),
     trunk=FcTrunk((256,)),
     box=BoxHead(num_candidates=300, max_detections=20),
-    mask=MaskHead(pool=RoiAlign(output_size=14), num_convs=2, channels=32),
+    heads=(MaskHead(pool=RoiAlign(output_size=14), num_convs=2, channels=32),),
   ),
   stages=(
     Sgd(steps=480, optimizer=AdamW(), schedule=Cosine(1e-3, warmup_steps=100), weight_decay=1e-4, clip_norm=10.0),

@@ -7,7 +7,7 @@ measured here: from the weights of either schedule, without PyTorch,
         --weights=model_final_480dd8.pkl --workdir=runs/detectron2_cascade    # 1x: model_final_e9d89b.pkl
     python -m launch.evaluate --workdir=runs/detectron2_cascade
 
-Without masks: --set=model.mask=None --set=data.load_masks=False.
+Without masks: --set=model.heads.mask=None --set=data.load_masks=False.
 """
 
 from experiments.detectron2_mask_rcnn_R_50_FPN_3x import experiment as base

@@ -14,7 +14,7 @@ from rcnn_jax.models.heads import MaskHead
 experiment = base.override(
   {
     "name": "detectron2_mask_rcnn_R_50_C4_3x",
-    "model.mask": MaskHead(pool=None, num_convs=0),
+    "model.heads.mask": MaskHead(pool=None, num_convs=0),
     "data.load_masks": True,
   }
 )

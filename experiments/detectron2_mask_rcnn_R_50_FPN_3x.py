@@ -15,7 +15,7 @@ from rcnn_jax.models.pooling import RoiAlign
 experiment = base.override(
   {
     "name": "detectron2_mask_rcnn_R_50_FPN_3x",
-    "model.mask": MaskHead(pool=RoiAlign(output_size=14, sampling_ratio=0, aligned=True, num_levels=4)),
+    "model.heads.mask": MaskHead(pool=RoiAlign(output_size=14, sampling_ratio=0, aligned=True, num_levels=4)),
     "data.load_masks": True,
   }
 )

@@ -25,7 +25,7 @@ experiment = dataclasses.replace(
     ),
     trunk=faster.model.trunk,
     box=faster.model.box,
-    mask=None,
+    heads=(),
   ),
   stages=(dataclasses.replace(faster.stages[0], epochs=6),),
 )

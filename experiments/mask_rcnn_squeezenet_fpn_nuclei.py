@@ -42,7 +42,7 @@ experiment = Experiment(
     sampler=RoiSampler(num_samples=128),
     trunk=FcTrunk((256, 256), initial="pytorch"),
     box=BoxHead(max_detections=200, initial="pytorch"),
-    mask=MaskHead(pool=RoiAlign(output_size=14, num_levels=3), channels=128),
+    heads=(MaskHead(pool=RoiAlign(output_size=14, num_levels=3), channels=128),),
   ),
   stages=(Sgd(epochs=10, schedule=Cosine(0.01, warmup_steps=100), weight_decay=1e-4, clip_norm=10.0),),
   evaluation=Evaluation(max_detections=200),

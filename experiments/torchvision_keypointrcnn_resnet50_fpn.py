@@ -25,9 +25,8 @@ experiment = base.override(
     "data.resize.short_side": (640, 672, 704, 736, 768, 800),
     "data.load_keypoints": True,
     "data.min_keypoints": 10,
-    "model.keypoint": KeypointHead(pool=RoiAlign(output_size=14, num_levels=4)),
+    "model.heads.keypoint": KeypointHead(pool=RoiAlign(output_size=14, num_levels=4), num_keypoints=17),
     "model.num_classes": 1,
-    "model.num_keypoints": 17,
     "stages.0.epochs": 46,
     "stages.0.schedule": StepDecay(0.02, milestones=(36 / 46, 43 / 46), warmup_steps=1000, warmup_from=0.001),
   }

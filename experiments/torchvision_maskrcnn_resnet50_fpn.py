@@ -15,7 +15,7 @@ from rcnn_jax.models.pooling import RoiAlign
 experiment = base.override(
   {
     "name": "torchvision_maskrcnn_resnet50_fpn",
-    "model.mask": MaskHead(pool=RoiAlign(output_size=14, num_levels=4), pasting="rounded"),
+    "model.heads.mask": MaskHead(pool=RoiAlign(output_size=14, num_levels=4), pasting="rounded"),
     "data.load_masks": True,
   }
 )

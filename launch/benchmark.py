@@ -22,6 +22,7 @@ import statistics
 import subprocess
 import sys
 import time
+import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -201,10 +202,21 @@ def detection(run: Run, batches: Sequence[Batch]) -> Callable[[], float]:
 
 def prepared_model(experiment: Experiment):
   """The experiment's model with a number of classes (and of joints), and fresh variables of it."""
-  model = experiment.model
-  joints = model.num_keypoints or NUM_KEYPOINTS
-  model = model.clone(num_classes=model.num_classes or FLAGS.num_classes, num_keypoints=joints)
+  model = met(experiment.model)
   return model, init_variables(model, jax.random.key(0), pipeline.example_canvas(experiment.data))
+
+
+def met(model: Detector) -> Detector:
+  """The model with a number of classes and of joints, where the experiment leaves them to its data."""
+  if model.is_met:
+    return model
+  names = range(num_keypoints(model))
+  return model.met_with(range(model.num_classes or FLAGS.num_classes), types.SimpleNamespace(names=names))
+
+
+def num_keypoints(model: Detector) -> int:
+  """How many joints its keypoint head finds."""
+  return next((head.num_keypoints for head in model.heads if head.field == "keypoints"), None) or NUM_KEYPOINTS
 
 
 def compile_timed(function, *inputs) -> tuple[Callable, dict]:
@@ -235,7 +247,7 @@ def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
   boxes = random_boxes(rng, canvas, (batch_size, count))
   classes = rng.integers(1, (experiment.model.num_classes or FLAGS.num_classes) + 1, (batch_size, count))
   masks = np.ones((batch_size, count, MASK_SIDE, MASK_SIDE), np.uint8) if experiment.data.load_masks else None
-  joints = (batch_size, count, experiment.model.num_keypoints or NUM_KEYPOINTS, 3)
+  joints = (batch_size, count, num_keypoints(experiment.model), 3)
   keypoints = rng.uniform(1, side, joints).astype(np.float32) if experiment.data.load_keypoints else None
   truth = blank.truth.replace(
     boxes=boxes,
@@ -338,7 +350,7 @@ def peer_request(experiment: Experiment, sizes: tuple[int, int]) -> dict:
     "batch_size": sizes,
     "num_objects": FLAGS.num_objects,
     "num_found": FLAGS.num_found,
-    "num_keypoints": experiment.model.num_keypoints or NUM_KEYPOINTS,
+    "num_keypoints": num_keypoints(experiment.model),
     "frozen": frozen_parts(experiment),
     "iterations": FLAGS.iterations,
   }
@@ -350,8 +362,7 @@ def frozen_parts(experiment: Experiment) -> list[str]:
   Raises:
     BenchmarkError: of a part some parameters are frozen and others are not.
   """
-  model = experiment.model.clone(num_classes=experiment.model.num_classes or FLAGS.num_classes)
-  model = model.clone(num_keypoints=model.num_keypoints or NUM_KEYPOINTS)
+  model = met(experiment.model)
   canvas = pipeline.example_canvas(experiment.data)
   params = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), canvas))["params"]
   parts: dict[str, set[bool]] = {}

@@ -25,7 +25,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 from launch import flags as launch_flags
-from launch.benchmark import NUM_KEYPOINTS, synthetic_batch
+from launch.benchmark import met, synthetic_batch
 from rcnn_jax import aot
 from rcnn_jax.data import pipeline
 from rcnn_jax.experiment import Experiment
@@ -135,9 +135,7 @@ def described_devices(topology: str) -> tuple[Chip, Mesh]:
 
 def program(experiment: Experiment, what: str, batch_size: int, mesh: Mesh) -> tuple[Any, tuple]:
   """(the jitted function, the shapes of its inputs with their places on the mesh)."""
-  model = experiment.model
-  joints = model.num_keypoints or NUM_KEYPOINTS
-  model = model.clone(num_classes=model.num_classes or FLAGS.num_classes, num_keypoints=joints)
+  model = met(experiment.model)
   canvas = pipeline.example_canvas(experiment.data)
   variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), canvas))
   copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)

@@ -116,7 +116,7 @@ def parameters(experiment: Experiment) -> str:
   from rcnn_jax.models import detector
 
   model = experiment.model
-  if model.num_classes is None or (model.keypoint is not None and model.num_keypoints is None):
+  if not model.is_met:
     return "parameters: as many as the data's classes ask for; --set=model.num_classes=K counts those for K"
   return f"parameters: {detector.num_parameters(model, pipeline.example_canvas(experiment.data)):,}"
 

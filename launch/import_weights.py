@@ -138,7 +138,7 @@ def classes(experiment: Experiment, num_labels: int) -> tuple[tuple[Any, ...], A
     return source.categories, source.keypoints, f"those of {type(experiment.data.eval).__name__} (data.eval)"
   except (DataError, OSError):
     number = experiment.model.num_classes or num_labels
-    keypoints = labels.joints(experiment.model.num_keypoints)
+    keypoints = labels.joints(experiment.model)
     return labels.categories(number, keypoints), keypoints, "the source's own labels (no data at hand)"
 
 

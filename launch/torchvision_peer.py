@@ -51,10 +51,16 @@ def backbone_of(part: dict, frozen: list[str]) -> tuple[torch.nn.Module, list[st
   raise ValueError(f"torchvision's form of the backbone {part} is not known here")
 
 
+def heads_of(model: dict) -> dict[str, dict]:
+  """The heads beside the box head, by the name of their class."""
+  return {kind(head): head for head in model["heads"]}
+
+
 def second_heads(request: dict, channels: int, levels: list[str]) -> tuple[type, dict]:
   """(the class of the detector, what its heads of masks and keypoints are); raises ValueError for other heads."""
   model = request["model"]
-  mask, keypoint = model["mask"], model["keypoint"]
+  heads = heads_of(model)
+  mask, keypoint = heads.get("MaskHead"), heads.get("KeypointHead")
   if not mask and not keypoint:
     return FasterRCNN, {}
   head = mask or keypoint
@@ -118,11 +124,11 @@ def synthetic(request: dict, batch_size: int) -> tuple[list[torch.Tensor], list[
     labels = torch.randint(1, request["num_classes"] + 1, (count,))
     boxes = torch.cat([corner, corner + sides], 1)
     target = {"boxes": boxes, "labels": labels}
-    if request["model"]["mask"]:
+    if "MaskHead" in heads_of(request["model"]):
       y, x = torch.arange(height)[None, :, None] + 0.5, torch.arange(width)[None, None] + 0.5
       x1, y1, x2, y2 = boxes.T[:, :, None, None]
       target["masks"] = ((x > x1) & (x < x2) & (y > y1) & (y < y2)).to(torch.uint8)
-    if request["model"]["keypoint"]:
+    if "KeypointHead" in heads_of(request["model"]):
       joints = torch.rand(count, request["num_keypoints"], 2) * side
       target["keypoints"] = torch.cat([joints, torch.ones(*joints.shape[:2], 1)], -1)
     targets.append({name: value.to(DEVICE) for name, value in target.items()})

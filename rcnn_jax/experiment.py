@@ -23,6 +23,7 @@ from typing import Any
 
 import flax.linen as nn
 
+from rcnn_jax import older
 from rcnn_jax.fields import ExperimentError, Text, checked, element_hint, field_hint, fields_of, shown
 
 ABSENT = "<absent>"  # what `diff` shows for a path that one of the two does not have
@@ -92,7 +93,8 @@ class Experiment:
       path, equals, text = assignment.partition("=")
       if not equals:
         raise ExperimentError(f"--set={shown(assignment)}: expected path=value")
-      changed = _replace(changed, path.strip().split("."), Text(text.strip()), path.strip(), self)
+      path = older.path(path.strip())
+      changed = _replace(changed, path.split("."), Text(text.strip()), path, self)
     return changed
 
 
@@ -100,11 +102,14 @@ class Experiment:
 
 
 def children(node: Any) -> dict[str, Any] | None:
-  """The named parts of a dataclass, Linen module, tuple, list or dict; None for a leaf."""
+  """The named parts of a dataclass, Linen module, tuple, list or dict; None for a leaf.
+
+  The elements of a tuple are named by their `key`, those without one by their number.
+  """
   if dataclasses.is_dataclass(node) and not isinstance(node, type):
     return {f.name: getattr(node, f.name) for f in fields_of(type(node))}
   if isinstance(node, (tuple, list)):
-    return {str(i): value for i, value in enumerate(node)}
+    return {getattr(value, "key", str(i)): value for i, value in enumerate(node)}
   if isinstance(node, dict):
     return {str(key): value for key, value in node.items()}
   return None
@@ -152,12 +157,14 @@ def _replace(node: Any, keys: list[str], value: Any, path: str, root: Any, hint:
     return checked(value, hint, path, node)
   parts = children(node)
   key = keys[0]
+  if isinstance(node, tuple) and keys[1:] == [] and key.isidentifier():
+    return _with_part(node, key, value, path, root)
   if parts is None or key not in parts:
     raise ExperimentError(_unknown_path(path, root))
   if isinstance(node, tuple):
-    element = element_hint(hint, int(key), len(node))
-    new = _replace(node[int(key)], keys[1:], value, path, root, element)
-    return node[: int(key)] + (new,) + node[int(key) + 1 :]
+    index = list(parts).index(key)
+    new = _replace(node[index], keys[1:], value, path, root, element_hint(hint, index, len(node)))
+    return node[:index] + (new,) + node[index + 1 :]
   new = _replace(parts[key], keys[1:], value, path, root, field_hint(type(node), key))
   try:
     return node.clone(**{key: new}) if isinstance(node, nn.Module) else dataclasses.replace(node, **{key: new})
@@ -165,10 +172,25 @@ def _replace(node: Any, keys: list[str], value: Any, path: str, root: Any, hint:
     raise ExperimentError(f"{path}: {error}") from error
 
 
+def _with_part(node: tuple, key: str, value: Any, path: str, root: Any) -> tuple:
+  """A tuple of parts that have keys, with the part of this key replaced, added behind the others, or (None) left out."""
+  absent = value is None or isinstance(value, Text) and value.text in ("None", "null")
+  if absent and key not in children(node):
+    raise ExperimentError(_unknown_path(path, root))
+  if not absent and getattr(value, "key", None) != key:
+    kind = "" if isinstance(value, Text) else f" ({type(value).__name__})"
+    said = shown(value.text if isinstance(value, Text) else value)
+    raise ExperimentError(f"{path}: expected a part whose key is {key!r}, or None for none, got {said}{kind}")
+  new = [] if absent else [value]
+  index = list(children(node)).index(key) if key in children(node) else len(node)
+  return (*node[:index], *new, *node[index + 1 :])
+
+
 def override(node: Any, changes: dict[str, Any]) -> Any:
   """`Experiment.override` for any part of an experiment, the paths counted from there."""
   changed = node
   for path, value in changes.items():
+    path = older.path(path)
     changed = _replace(changed, path.split("."), value, path, node)
   return changed
 
@@ -226,6 +248,7 @@ def from_json(form: Any, path: str = "experiment") -> Any:
     return form
   if set(form) == {"float"} and form["float"] in ("inf", "-inf", "nan"):
     return float(form["float"])
+  form = older.form(form)
   cls = _class_named(form.get("class"), path)
   fields = {name: from_json(value, f"{path}.{name}") for name, value in form.items() if name != "class"}
   unknown = set(fields) - {f.name for f in fields_of(cls)}

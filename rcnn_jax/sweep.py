@@ -25,7 +25,7 @@ class Sweep:
   """An ablation: every setting of the grid of all axes, with every seed.
 
   An axis is a path with its values, {"model.box.nms_iou": (0.3, 0.5)}, or a name with changes that go together,
-  {"roi_op": {"align": {}, "max_pool": {"model.pool": RoiMaxPool(), "model.mask.pool": RoiMaxPool(14)}}}.
+  {"roi_op": {"align": {}, "max_pool": {"model.pool": RoiMaxPool(), "model.heads.mask.pool": RoiMaxPool(14)}}}.
   """
 
   base: Experiment

@@ -25,6 +25,8 @@ from flax import struct
 
 Array = Any  # np.ndarray on the host, jax.Array on the device
 
+MASK_SIDE = 112  # cells of an object's mask, in the frame of its box
+
 
 @struct.dataclass
 class GroundTruth:
@@ -35,7 +37,7 @@ class GroundTruth:
   crowd: Array  # bool[M], a region of many objects: never trained on, ignored in evaluation
   difficult: Array  # bool[M], VOC's flag: trained on or not by choice, ignored in evaluation
   valid: Array  # bool[M]
-  masks: Array | None = None  # u8[M, 112, 112] in {0, 1}, the object's mask in the frame of its box
+  masks: Array | None = None  # u8[M, MASK_SIDE, MASK_SIDE] in {0, 1}, the object's mask in the frame of its box
   keypoints: Array | None = None  # f32[M, J, 3]: x, y in canvas pixels, COCO's visibility (0, 1, 2)
 
 

@@ -14,6 +14,7 @@ from rcnn_jax.models.heads import BoxHead, FcTrunk
 from rcnn_jax.models.layers import Conv, GroupNorm
 from rcnn_jax.models.pooling import RoiAlign, WarpCrop
 from rcnn_jax.models.proposers import External, Rpn
+from rcnn_jax.models.protocols import Context
 from rcnn_jax.models.rcnn_head import RcnnHead
 from rcnn_jax.types import Array, Batch, GroundTruth
 
@@ -34,10 +35,10 @@ class SmallBackbone(nn.Module):
     return (8,)
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
+  def __call__(self, x: Array, context: Context = Context()) -> tuple[Array, ...]:
     for i in range(3):
       x = Conv(self.channels, kernel_size=3, stride=2, use_bias=False, name=f"conv{i}")(x)
-      x = nn.relu(GroupNorm(4, name=f"norm{i}")(x, train))
+      x = nn.relu(GroupNorm(4, name=f"norm{i}")(x, context.train))
     return (x,)
 
 

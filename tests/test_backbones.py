@@ -12,6 +12,7 @@ from rcnn_jax.models.backbones.resnet import ResNet
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 from rcnn_jax.models.backbones.vgg import Vgg16
 from rcnn_jax.models.layers import BatchNorm, Conv, Deconv, max_pool
+from rcnn_jax.models.protocols import Context
 
 KEY = jax.random.key(0)
 
@@ -98,7 +99,7 @@ def test_a_frozen_norm_has_no_parameters_and_a_trainable_one_updates_its_statist
   assert not [path for path, _ in jax.tree_util.tree_leaves_with_path(variables["params"]) if "bn" in str(path)]
   trainable = frozen.clone(norm="batch")
   variables = trainable.init(KEY, images)
-  _, updated = trainable.apply(variables, images, True, mutable=["batch_stats"])
+  _, updated = trainable.apply(variables, images, Context(train=True), mutable=["batch_stats"])
   before, after = variables["batch_stats"]["bn1"]["mean"], updated["batch_stats"]["bn1"]["mean"]
   assert not np.allclose(before, after)
 

@@ -213,7 +213,7 @@ def test_a_batch_is_detected_as_its_images_one_by_one():
 
 
 def test_a_mask_head_stands_behind_the_cascade():
-  model = CASCADE.clone(mask=MaskHead(pool=RoiAlign(output_size=4), num_convs=1, channels=8))
+  model = CASCADE.clone(heads=(MaskHead(pool=RoiAlign(output_size=4), num_convs=1, channels=8),))
   batch = scene_batch(0)
   masks = np.ones((*batch.truth.valid.shape, 112, 112), np.uint8)
   batch = batch.replace(truth=batch.truth.replace(masks=masks))

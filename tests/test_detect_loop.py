@@ -280,15 +280,16 @@ class Pasting:
   """Stands for a mask head."""
 
   pasting: str
+  field = "masks"
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskFinder(scenes.ColourFinder):
-  mask: Pasting = Pasting("exact")
+  heads: tuple[Pasting, ...] = (Pasting("exact"),)
 
 
 def test_how_masks_become_pixels_is_the_models_own():
-  exact, rounded = (run(model=MaskFinder(masks=True, mask=Pasting(kind))) for kind in ("exact", "rounded"))
+  exact, rounded = (run(model=MaskFinder(masks=True, heads=(Pasting(kind),))) for kind in ("exact", "rounded"))
   assert exact.entries == run(model=scenes.ColourFinder(masks=True)).entries
   areas = [[rle.area(e["segmentation"]) for e in results.entries] for results in (exact, rounded)]
   assert all(larger > smaller for smaller, larger in zip(*areas, strict=True))

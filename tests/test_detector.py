@@ -253,7 +253,7 @@ def with_masks(batch, fill=1):
 
 
 def test_a_mask_head_makes_it_a_mask_rcnn():
-  model = small_detector(mask=MASK_HEAD)
+  model = small_detector(heads=(MASK_HEAD,))
   fresh = init_variables(model, jax.random.key(0), CANVAS)
   terms = compiled("losses", model)(fresh, with_masks(scene_batch(0)), KEY)
   assert set(terms) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_mask"}
@@ -266,8 +266,8 @@ def test_a_mask_head_makes_it_a_mask_rcnn():
 
 
 def test_batch_norm_in_the_heads_learns_from_what_is_valid_and_stays_finite_without_objects():
-  heads = {"trunk": ConvTrunk(num_convs=1, channels=4, widths=(8,)), "mask": MASK_HEAD.clone(norm="batch")}
-  model = small_detector(**heads)
+  trunk = ConvTrunk(num_convs=1, channels=4, widths=(8,))
+  model = small_detector(trunk=trunk, heads=(MASK_HEAD.clone(norm="batch"),))
   fresh = init_variables(model, jax.random.key(0), CANVAS)
   learn = jax.jit(lambda variables, batch: model.apply(variables, batch, KEY, method="losses", mutable="batch_stats"))
   terms, updated = learn(fresh, with_masks(scene_batch(0)))
@@ -282,7 +282,7 @@ def test_batch_norm_in_the_heads_learns_from_what_is_valid_and_stays_finite_with
 
 def test_a_mask_head_without_masks_says_which_switch_is_off():
   with pytest.raises(ValueError, match="set Data.load_masks"):
-    jax.eval_shape(lambda: small_detector(mask=MASK_HEAD).init(KEY, scene_batch(0), KEY, method="losses"))
+    jax.eval_shape(lambda: small_detector(heads=(MASK_HEAD,)).init(KEY, scene_batch(0), KEY, method="losses"))
 
 
 def test_the_mask_loss_is_the_mean_over_the_foregrounds_cells():
@@ -318,8 +318,8 @@ def with_keypoints(batch, fill=0.0):
 
 
 def test_a_keypoint_head_makes_it_a_keypoint_rcnn():
-  model = small_detector(keypoint=KEYPOINT_HEAD).met_with("ab", KeypointNames(("top", "bottom"), ()))
-  assert model.num_keypoints == 2
+  model = small_detector(heads=(KEYPOINT_HEAD,)).met_with("ab", KeypointNames(("top", "bottom"), ()))
+  assert model.heads[0].num_keypoints == 2
   fresh = init_variables(model, jax.random.key(0), CANVAS)
   terms = compiled("losses", model)(fresh, with_keypoints(scene_batch(0)), KEY)
   assert set(terms) == {"rpn_objectness", "rpn_box", "roi_class", "roi_box", "roi_keypoint"}
@@ -339,11 +339,11 @@ def test_a_keypoint_head_makes_it_a_keypoint_rcnn():
 
 
 def test_what_a_keypoint_head_misses_is_named():
-  model = small_detector(keypoint=KEYPOINT_HEAD)
+  model = small_detector(heads=(KEYPOINT_HEAD,))
   with pytest.raises(ValueError, match="num_keypoints is not set"):
     init_variables(model.met_with("ab", None), KEY, CANVAS)
-  model = model.clone(num_keypoints=2)
-  assert model.met_with("ab", None).num_keypoints == 2
+  model = model.clone(heads=(KEYPOINT_HEAD.clone(num_keypoints=2),))
+  assert model.met_with("ab", None).heads[0].num_keypoints == 2
   with pytest.raises(ValueError, match="set Data.load_keypoints"):
     jax.eval_shape(lambda: model.init(KEY, scene_batch(0), KEY, method="losses"))
 
@@ -371,7 +371,7 @@ def test_the_keypoint_loss_is_the_mean_over_the_labelled_joints_of_the_foregroun
 
 def test_a_mask_head_without_a_pool_shares_the_trunks_features():
   model = small_detector(
-    trunk=Res5Trunk(18), pool=RoiAlign(output_size=4), mask=MaskHead(None, num_convs=0, channels=4)
+    trunk=Res5Trunk(18), pool=RoiAlign(output_size=4), heads=(MaskHead(None, num_convs=0, channels=4),)
   )
   batch = with_masks(scene_batch(0))
   fresh = init_variables(model, KEY, CANVAS)
@@ -384,7 +384,7 @@ def test_a_mask_head_without_a_pool_shares_the_trunks_features():
     every = jnp.ones(rois.shape[:2], bool)
     shared = detector.embed(features, rois, None, every)
     options = features, rois, jnp.asarray(batch.truth.classes), every
-    return detector.segment(*options), detector.segment(*options, embedded=shared)
+    return detector.predict("mask", *options), detector.predict("mask", *options, embedded=shared)
 
   anew, shared = jax.jit(lambda: model.apply(fresh, method=segmented))()
   np.testing.assert_allclose(anew, shared, rtol=1e-6)

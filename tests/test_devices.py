@@ -42,7 +42,7 @@ def test_twenty_steps_on_one_device_and_on_eight():
 # Everything that passes between images or devices: batch norm over RoIs, masks of the rows that exist, four losses.
 DETECTOR = small_detector(
   trunk=ConvTrunk(num_convs=1, channels=8, widths=(16,)),
-  mask=MaskHead(RoiAlign(output_size=4), num_convs=1, channels=8),
+  heads=(MaskHead(RoiAlign(output_size=4), num_convs=1, channels=8),),
 )
 STAGE = Sgd(steps=1, schedule=Constant(0.1))
 

@@ -13,7 +13,6 @@ from jax import export
 from launch import flags as launch_flags
 from rcnn_jax import experiment as experiments
 from rcnn_jax.data.pipeline import example_canvas
-from rcnn_jax.data.transforms import MASK_SIDE
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models.detector import blank_batch, init_variables, num_parameters
 from rcnn_jax.training import mesh as meshes
@@ -65,17 +64,12 @@ def complete(name: str) -> Experiment:
 def one_image(experiment: Experiment) -> Batch:
   """A batch of one image on the first canvas, with all that the experiment loads."""
   data = experiment.data
-  batch = blank_batch(1, example_canvas(data))
-  truth, rows = batch.truth, batch.truth.valid.shape
-  if data.load_masks:
-    truth = truth.replace(masks=jnp.zeros((*rows, MASK_SIDE, MASK_SIDE), jnp.uint8))
-  if data.load_keypoints:
-    truth = truth.replace(keypoints=jnp.zeros((*rows, experiment.model.num_keypoints, 3)))
+  batch = blank_batch(1, example_canvas(data), heads=experiment.model.heads)
   proposals = None
   if data.proposals is not None:
     count = data.num_proposals[0]
     proposals = jax.tree.map(lambda x: jnp.zeros((1, count, *x.shape[2:]), x.dtype), batch.proposals)
-  return batch.replace(truth=truth, proposals=proposals)
+  return batch.replace(proposals=proposals)
 
 
 def programs_of(experiment: Experiment) -> list[tuple]:

@@ -20,7 +20,7 @@ KEY = jax.random.key(3)
 MASKS = "hard examples, masks"
 MODELS = {
   MASKS: small_detector(
-    sampler=RoiSampler(num_samples=16, hard_nms_iou=0.7), mask=MaskHead(pool=RoiAlign(output_size=4), num_convs=1)
+    sampler=RoiSampler(num_samples=16, hard_nms_iou=0.7), heads=(MaskHead(pool=RoiAlign(output_size=4), num_convs=1),)
   ),
   "external proposals": RCNN,
 }

@@ -95,12 +95,12 @@ def last_layers(model, batch) -> dict[str, np.ndarray]:
 
 def test_what_is_ranked_and_what_losses_are_made_of_is_not_rounded_to_bfloat16():
   pool = RoiAlign(output_size=4)
-  mask, keypoint = MaskHead(pool, 0, 8), KeypointHead(pool, 0)
+  mask, keypoint = MaskHead(pool, 0, 8), KeypointHead(pool, 0, num_keypoints=2)
   batch = scene_batch(0)
   filled = batch.truth.replace(
     masks=np.ones((2, 6, 112, 112), np.uint8), keypoints=np.ones((2, 6, 2, 3), np.float32)
   )
-  model = small_detector(dtype="bfloat16", mask=mask, keypoint=keypoint, num_keypoints=2)
+  model = small_detector(dtype="bfloat16", heads=(mask, keypoint))
   found = last_layers(model, batch.replace(truth=filled))
   expected = ("proposer/objectness", "proposer/deltas", "box/classes", "box/deltas", "mask/masks", "keypoint/deconv")
   given = Proposals(batch.truth.boxes, np.ones(batch.truth.valid.shape, np.float32), batch.truth.valid)

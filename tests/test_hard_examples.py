@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from rcnn_jax.models.detector import RoiSampler, trainable
+from rcnn_jax.models.protocols import Context
 from rcnn_jax.ops import boxes as box_ops
 from rcnn_jax.types import RoiSamples
 from tests.small_detector import scene_batch, small_detector, variables
@@ -52,7 +53,7 @@ def test_the_detector_is_trained_on_the_hardest_of_all_candidates():
 
   def candidates(model, batch):
     batch = batch.replace(truth=trainable(batch))
-    features = model.backbone(model.normalise(batch), True)
+    features = model.backbone(model.normalise(batch), Context(train=True))
     proposals, _ = model.proposer(features, model.backbone.strides, batch, KEY)
     every = jax.vmap(sampler.candidates)(proposals, batch.truth)
     answers = model.classify(*model.look(features, every.boxes, None, every.valid))

@@ -28,7 +28,7 @@ K = 2
 SMALL = {
   "model.backbone.depth": 18,
   "model.trunk.depth": 18,
-  "model.mask.channels": 4,
+  "model.heads.mask.channels": 4,
   "model.num_classes": K,
   "data.canvases": ((64, 64),),
 }

@@ -29,7 +29,7 @@ FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 NAMES = FIXTURES / "torchvision_names.json"  # of model.state_dict(), written by record_weight_files.py
 K = 2
 SMALL = {
-  "model.mask": MaskHead(pool=RoiAlign(output_size=14, num_levels=4), num_convs=2, channels=8),
+  "model.heads.mask": MaskHead(pool=RoiAlign(output_size=14, num_levels=4), num_convs=2, channels=8),
   "model.backbone.bottom_up.depth": 18,
   "model.backbone.channels": 8,
   "model.trunk.widths": (16, 16),
@@ -116,8 +116,8 @@ def test_deconvolutions_have_their_inputs_first_there():
 
 
 def test_a_keypoint_head_comes_back_from_its_export():
-  head = KeypointHead(pool=RoiAlign(output_size=14, num_levels=4), num_convs=2, channels=8)
-  model = small().model.clone(mask=None, keypoint=head, num_keypoints=3)
+  head = KeypointHead(pool=RoiAlign(output_size=14, num_levels=4), num_convs=2, channels=8, num_keypoints=3)
+  model = small().model.clone(heads=(head,))
   shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
   drawn = jax.tree.map(lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape), shapes)
   drawn = jax.tree.map(np.float32, drawn)
@@ -166,7 +166,7 @@ def test_parts_that_torchvision_does_not_have():
   with pytest.raises(WeightsError, match="nothing like proposer/gate/bias"):
     torchvision.export({"params": {"proposer": {"gate": {"bias": np.zeros(1)}}}}, small().model)
   with pytest.raises(WeightsError, match="not class-agnostic"):
-    torchvision.export({}, small().override({"model.mask.class_agnostic": True}).model)
+    torchvision.export({}, small().override({"model.heads.mask.class_agnostic": True}).model)
 
 
 def test_labels_of_coco():
@@ -193,14 +193,16 @@ def write_coco(folder: pathlib.Path) -> None:
 
 
 def test_labels_of_coco_s_people():
-  names = labels.joints(17)
+  people = small().model.clone(heads=(KeypointHead(num_keypoints=17),))
+  names = labels.joints(people)
   assert (names.names[0], names.names[16], len(names.flip_pairs), len(names.skeleton)) == (
     "nose",
     "right_ankle",
     8,
     19,
   )
-  assert labels.joints(5) is None and labels.joints(None) is None
+  assert labels.joints(people.clone(heads=(KeypointHead(num_keypoints=5),))) is None
+  assert labels.joints(small().model) is None
   assert [c.name for c in labels.categories(1, names)] == ["person"]
   assert [c.name for c in labels.categories(1)] == ["label 1"]
 

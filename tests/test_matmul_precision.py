@@ -42,7 +42,7 @@ def full_batch():
 POOL = RoiAlign(output_size=3)
 MODELS = {
   "mask_and_keypoints": small_detector(
-    mask=MaskHead(POOL, 1, 8), keypoint=KeypointHead(POOL, 1, 8), num_keypoints=2, roi_chunk=8
+    heads=(MaskHead(POOL, 1, 8), KeypointHead(POOL, 1, 8, num_keypoints=2)), roi_chunk=8
   ),
   "rcnn": RCNN,
 }

@@ -79,8 +79,8 @@ def learn(
       canvases=((side, side),),
       augmentations=(),
       batch_size=(4, 4),
-      load_masks=model.mask is not None,
-      load_keypoints=model.keypoint is not None,
+      load_masks=any(head.field == "masks" for head in model.heads),
+      load_keypoints=any(head.field == "keypoints" for head in model.heads),
     ),
     model=model,
     stages=(Sgd(steps=steps, optimizer=AdamW(), schedule=Cosine(peak, warmup_steps=20), clip_norm=10.0),),
@@ -127,7 +127,7 @@ def test_a_cascade_with_masks_group_norm_and_giou(tmp_path):
     cascade=THREE_STAGES,
     trunk=small_trunk("group"),
     box=BoxHead(class_agnostic=True, regression_loss="giou"),
-    mask=MaskHead(pool=RoiAlign(output_size=14, num_levels=2), num_convs=2, channels=64),
+    heads=(MaskHead(pool=RoiAlign(output_size=14, num_levels=2), num_convs=2, channels=64),),
   )
   assert metrics["bbox/AP"] >= 0.85, metrics
   assert metrics["segm/AP"] >= 0.85, metrics
@@ -159,6 +159,6 @@ def test_the_joints_of_the_people_in_four_coco_images_are_learnt_by_heart(tmp_pa
   clear = lambda one: min(one["bbox"][2:]) >= 64 and one["num_keypoints"] >= 10
   source = first_images(tmp_path, "person_keypoints", 4, clear)
   head = KeypointHead(pool=RoiAlign(output_size=14, num_levels=2), num_convs=2, channels=64)
-  metrics = learn(source, tmp_path / "run", SMALL.clone(keypoint=head), 300, side=192, peak=1e-3)
+  metrics = learn(source, tmp_path / "run", SMALL.clone(heads=(head,)), 300, side=192, peak=1e-3)
   assert metrics["bbox/AP"] >= 0.85, metrics
   assert metrics["keypoints/AP"] >= 0.85, metrics

@@ -149,5 +149,5 @@ def test_joints(name, batch_size):
 def test_a_faster_rcnn_is_the_mask_rcnn_without_its_masks(family):
   """Which is so in torchvision too: what holds for the boxes of the one holds for the other's."""
   masks, boxes = (experiments.load(f"torchvision_{kind}_{family}") for kind in ("maskrcnn", "fasterrcnn"))
-  changes = {"name": boxes.name, "model.mask": None, "data.load_masks": False}
+  changes = {"name": boxes.name, "model.heads.mask": None, "data.load_masks": False}
   assert masks.override(changes) == boxes

@@ -144,7 +144,7 @@ def test_detections_masks_and_keypoints(name, batch_size, count):
 def test_a_faster_rcnn_is_the_mask_rcnn_without_its_masks(kind):
   """Which is so in Detectron2 too: what holds for the boxes of the one holds for the other's."""
   masks, boxes = (experiments.load(f"detectron2_{task}_rcnn_R_50_{kind}_3x") for task in ("mask", "faster"))
-  assert masks.override({"name": boxes.name, "model.mask": None, "data.load_masks": False}) == boxes
+  assert masks.override({"name": boxes.name, "model.heads.mask": None, "data.load_masks": False}) == boxes
 
 
 LOSSES = {
@@ -193,7 +193,7 @@ def test_losses_of_the_same_samples():
 
 def small_cascade() -> tuple[Detector, dict]:
   """Without its mask head, which is the Mask R-CNN's."""
-  return small("cascade_mask_rcnn_R_50_FPN_3x", **{"model.mask": None})
+  return small("cascade_mask_rcnn_R_50_FPN_3x", **{"model.heads.mask": None})
 
 
 def test_a_cascades_losses_of_the_same_samples():

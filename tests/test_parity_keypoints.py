@@ -41,8 +41,9 @@ def test_joints_are_found_in_the_same_pixels():
 def detector() -> Detector:
   """The small Keypoint R-CNN over a ResNet-18-FPN."""
   channels = filling.KEYPOINT_CHANNELS
-  head = KeypointHead(pool=RoiAlign(output_size=14, num_levels=4), num_convs=len(channels), channels=channels[0])
-  return with_masks().clone(mask=None, keypoint=head, num_keypoints=filling.NUM_KEYPOINTS)
+  pool, joints = RoiAlign(output_size=14, num_levels=4), filling.NUM_KEYPOINTS
+  head = KeypointHead(pool, num_convs=len(channels), channels=channels[0], num_keypoints=joints)
+  return with_masks().clone(heads=(head,))
 
 
 @functools.cache

@@ -83,7 +83,7 @@ def detector(depth: int = 18) -> Detector:
     sampler=RoiSampler(num_samples=filling.EVERY_ROI, foreground_fraction=0.5),
     trunk=FcTrunk((setting["trunk_width"],) * 2),
     box=BoxHead(score_threshold=setting["score_threshold"], max_detections=setting["max_detections"]),
-    mask=MaskHead(RoiAlign(14, num_levels=4), num_convs=len(mask_widths), channels=mask_widths[0]),
+    heads=(MaskHead(RoiAlign(14, num_levels=4), num_convs=len(mask_widths), channels=mask_widths[0]),),
     num_classes=setting["num_classes"],
     precision="highest",  # the recorded products are float32's own
   )

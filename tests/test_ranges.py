@@ -32,7 +32,7 @@ def test_every_experiment_is_within(name):
     ("model.num_classes=0", "model.num_classes is 0"),
     ("model.proposer.num_post_nms=(0,0)", "model.proposer.num_post_nms"),
     ("model.box.max_detections=0", "model.box.max_detections"),
-    ("model.mask.pool.output_size=0", "model.mask.pool.output_size"),
+    ("model.heads.mask.pool.output_size=0", "model.heads.mask.pool.output_size"),
   ],
 )
 def test_what_is_below_is_told_by_its_path(change, message):

@@ -16,11 +16,11 @@ from rcnn_jax.training.run import check_model, check_parts, train
 @pytest.mark.parametrize(
   ("name", "changes", "message"),
   [
-    ("mask_rcnn_squeezenet_fpn_nuclei", {"data.load_masks": False}, "model.mask .* set data.load_masks=True"),
+    ("mask_rcnn_squeezenet_fpn_nuclei", {"data.load_masks": False}, "model.heads.mask .* set data.load_masks=True"),
     (
       "torchvision_keypointrcnn_resnet50_fpn",
       {"data.load_keypoints": False},
-      "model.keypoint .* set data.load_keypoints=True",
+      "model.heads.keypoint .* set data.load_keypoints=True",
     ),
     ("rcnn_squeezenet_bccd", {"model.sampler.hard_nms_iou": 0.7}, "^model.sampler.hard_nms_iou: needs .*BoxHead"),
     ("rcnn_squeezenet_bccd", {"model.cascade": THREE_STAGES}, "^model.cascade: needs .*BoxHead"),

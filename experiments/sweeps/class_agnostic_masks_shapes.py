@@ -8,4 +8,4 @@ Published (ResNet-50-C4, COCO): mask AP 30.3 class-specific, 29.7 class-agnostic
 from experiments.demo import experiment as base
 from rcnn_jax.sweep import Sweep
 
-sweep = Sweep(base, axes={"model.mask.class_agnostic": (False, True)}, seeds=(0, 1, 2))
+sweep = Sweep(base, axes={"model.heads.mask.class_agnostic": (False, True)}, seeds=(0, 1, 2))

@@ -15,7 +15,7 @@ from experiments.mask_rcnn_squeezenet_fpn_nuclei import experiment as base
 from rcnn_jax.sweep import Sweep
 
 AS_PUBLISHED = {"model.backbone.bottom_up.padded": False}
-ALIGNED = {"model.pool.aligned": True, "model.mask.pool.aligned": True}
+ALIGNED = {"model.pool.aligned": True, "model.heads.mask.pool.aligned": True}
 
 sweep = Sweep(
   base,

@@ -14,7 +14,7 @@ from rcnn_jax.sweep import Sweep
 
 
 def pooled_by(op: type) -> dict:
-  return {"model.pool": op(7, num_levels=3), "model.mask.pool": op(14, num_levels=3)}
+  return {"model.pool": op(7, num_levels=3), "model.heads.mask.pool": op(14, num_levels=3)}
 
 
 sweep = Sweep(

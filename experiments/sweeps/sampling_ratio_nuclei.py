@@ -9,6 +9,6 @@ as long as no quantization is performed" (section 3). Not yet measured here.
 from experiments.mask_rcnn_squeezenet_fpn_nuclei import experiment as base
 from rcnn_jax.sweep import Sweep
 
-RATIOS = {n: {"model.pool.sampling_ratio": n, "model.mask.pool.sampling_ratio": n} for n in (1, 2, 4)}
+RATIOS = {n: {"model.pool.sampling_ratio": n, "model.heads.mask.pool.sampling_ratio": n} for n in (1, 2, 4)}
 
 sweep = Sweep(base, axes={"sampling_ratio": RATIOS}, seeds=(0, 1, 2))

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-MASK_SIDE = 112
+from rcnn_jax.types import MASK_SIDE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -83,7 +83,7 @@ def find(
     EvaluationError: an image is not in `sizes`, or the model gave a number that is not finite.
     MaskWorkerError: a process that encodes masks was killed.
   """
-  pasting = getattr(getattr(model, "mask", None), "pasting", "exact")
+  pasting = next((head.pasting for head in getattr(model, "heads", ()) if head.field == "masks"), "exact")
   variables = _place(variables, mesh, PartitionSpec())
   waiting, last = collections.deque(), None  # images of at most one batch whose masks are at work, and the last batch
   with MaskWorkers(mask_workers) as workers:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from rcnn_jax.models.layers import Dense
 from rcnn_jax.models.pooling import SpatialPyramid, pool_batch
+from rcnn_jax.models.protocols import Context
 from rcnn_jax.types import Array
 
 
@@ -25,7 +26,7 @@ class PyramidClassifier(nn.Module):
 
     `key` draws the dropout, by the images' places in the batch.
     """
-    features = self.backbone(images, key is not None)[-1]
+    features = self.backbone(images, Context(train=key is not None))[-1]
     stride = self.backbone.strides[-1]
     height, width = features.shape[1:3]
     whole = jnp.array([[0.0, 0.0, width * stride, height * stride]])

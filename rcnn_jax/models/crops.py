@@ -6,6 +6,7 @@ import flax.linen as nn
 
 from rcnn_jax.models.layers import adaptive_max_pool
 from rcnn_jax.models.pooling import WarpCrop, pool_batch
+from rcnn_jax.models.protocols import Context
 from rcnn_jax.types import Array
 
 
@@ -21,9 +22,9 @@ class Pixels(nn.Module):
     return (1,)
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
+  def __call__(self, x: Array, context: Context = Context()) -> tuple[Array, ...]:
     """x: normalised images f[B, H, W, 3] -> (x,)."""
-    del train
+    del context
     return (x,)
 
 
@@ -40,5 +41,5 @@ class CropNetwork(nn.Module):
   @nn.compact
   def __call__(self, features: tuple[Array, ...], rois: Array, strides: tuple[int, ...]) -> Array:
     """features (f[B, H, W, 3],), rois f32[B, R, 4] in canvas pixels -> f[B * R, P, P, C]."""
-    maps = self.network(pool_batch(self.crop, features, rois, strides), False)
+    maps = self.network(pool_batch(self.crop, features, rois, strides))
     return adaptive_max_pool(maps[-1], self.output_size)

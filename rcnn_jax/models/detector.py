@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from rcnn_jax.models.cascade import Refinement, mean_logits, refined, scale_gradient
 from rcnn_jax.models.layers import normalise
 from rcnn_jax.models.pooling import Pool, pool_batch, pool_rows
+from rcnn_jax.models.protocols import Context, ObjectHead
 from rcnn_jax.models.rows import over_existing
 from rcnn_jax.ops import assign, boxes, nms, random
 from rcnn_jax.ops.errors import ModelError
@@ -101,18 +102,16 @@ def _at_precision(method: Callable) -> Callable:
 class Detector(nn.Module):
   """A detector of the R-CNN family. As a frozen dataclass it is also its own configuration."""
 
-  backbone: nn.Module
+  backbone: nn.Module  # protocols.Backbone
   proposer: nn.Module
   pool: Pool | nn.Module
   trunk: nn.Module
   box: nn.Module
-  mask: nn.Module | None = None
-  keypoint: nn.Module | None = None
+  heads: tuple[nn.Module, ...] = ()  # what else is said of each object: MaskHead, KeypointHead (protocols.ObjectHead)
   cascade: tuple[Refinement, ...] = ()  # the stages after the first, with trunks and box heads like the first one's
   sampler: RoiSampler = RoiSampler()
   roi_chunk: int | None = None  # RoIs of an image at a time in detection, which bounds memory; None: all at once
   num_classes: int | None = None  # K, without the background; filled in from the data
-  num_keypoints: int | None = None  # J, of a keypoint head; filled in from the data
   dtype: Literal["float32", "bfloat16"] = "float32"  # what convolutions and matrix products compute in
   # How exactly products of float32 are computed. 'default' is bfloat16 on a TPU and TensorFloat-32 on a GPU, 'high'
   # three passes of bfloat16 or TensorFloat-32, 'highest' float32 itself; None: JAX's jax_default_matmul_precision.
@@ -123,22 +122,31 @@ class Detector(nn.Module):
     self.trunks = (self.trunk, *(self.trunk.clone(parent=None) for _ in self.cascade))
     later = (self.box.clone(parent=None, delta_weights=stage.delta_weights) for stage in self.cascade)
     self.box_heads = (self.box, *later)
+    if len({head.key for head in self.heads}) < len(self.heads):
+      raise ModelError(f"Detector.heads has two of one kind: {', '.join(head.key for head in self.heads)}")
+    for head in self.heads:  # each one's variables stand under its own name
+      setattr(self, head.key, head.clone(parent=None))
+
+  @property
+  def is_met(self) -> bool:
+    """Whether all is filled in that the data alone know."""
+    return self.num_classes is not None and all(head.is_met for head in self.heads)
 
   @nn.nowrap
   def met_with(self, categories: Sequence[Any], keypoints: Any | None) -> Detector:
     """The detector of some data: what they alone know is filled in.
 
-    categories: one for each class; keypoints: the data's KeypointNames, without which `num_keypoints` stays as it is.
+    categories: one for each class; keypoints: the data's KeypointNames, None where they have none.
     """
-    if self.keypoint is None or keypoints is None:
-      return self.clone(num_classes=len(categories))
-    return self.clone(num_classes=len(categories), num_keypoints=len(keypoints.names))
+    heads = tuple(head.met_with(categories, keypoints) for head in self.heads)
+    return self.clone(num_classes=len(categories), heads=heads)
 
   @_at_precision
   def losses(self, batch: Batch, key: Array) -> dict[str, Array]:
     """The loss terms of a batch, f32[] each; their sum is what training minimises."""
     batch = batch.replace(truth=trainable(batch))
-    features = self.backbone(self.normalise(batch), True)
+    dropped = random.per_image(random.named(key, "backbone"), batch.image_id)
+    features = self.backbone(self.normalise(batch), Context(True, dropped, batch.valid))
     proposals, terms = self.proposer(features, self.backbone.strides, batch, key)
     samples = jax.lax.stop_gradient(self.sample(features, proposals, batch, key))
     dropout = random.per_image(random.named(key, "dropout"), batch.image_id)
@@ -146,17 +154,14 @@ class Detector(nn.Module):
     answers = self.classify(embedded, pooled)
     of_boxes = self.box.losses(*answers, samples, batch.truth)
     terms |= self.cascade_losses(of_boxes, features, answers, samples, batch, key) if self.cascade else of_boxes
-    # Masks and keypoints are learnt from foreground alone, which stands in the first rows.
+    # The other heads learn from foreground alone, which stands in the first rows.
     num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
     foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
     learnt = foreground.valid & (foreground.classes > 0)
-    if self.mask is not None:
-      rois = foreground.boxes, foreground.classes
-      logits = self.segment(features, *rois, learnt, embedded[:, :num_foreground], train=True)
-      terms |= self.mask.losses(logits, foreground, batch.truth)
-    if self.keypoint is not None:
-      logits = self.locate(features, foreground.boxes, learnt, train=True)
-      terms |= self.keypoint.losses(logits, foreground, batch.truth)
+    for head in self.heads:
+      rois = foreground.boxes, foreground.classes, learnt
+      outputs = self.predict(head.key, features, *rois, embedded[:, :num_foreground], train=True)
+      terms |= head.losses(outputs, foreground, batch.truth)
     return terms
 
   def sample(self, features: tuple[Array, ...], proposals: Proposals, batch: Batch, key: Array) -> RoiSamples:
@@ -175,18 +180,14 @@ class Detector(nn.Module):
   @_at_precision
   def detect(self, batch: Batch) -> Detections:
     """Detections [B, D] by falling score, boxes in canvas pixels."""
-    features = self.backbone(self.normalise(batch), False)
+    features = self.backbone(self.normalise(batch))
     proposals, _ = self.proposer(features, self.backbone.strides, batch, None)
     answers = self.classify(*self.look(features, proposals.boxes, None, proposals.valid))
     if self.cascade:
       answers, proposals = self.cascade_answers(features, answers, proposals, batch)
     found = self.box_heads[-1].detections(*answers, proposals, batch)
-    if self.mask is not None:
-      logits = self.segment(features, found.boxes, found.classes, found.valid)
-      found = found.replace(masks=jnp.where(found.valid[..., None, None], jax.nn.sigmoid(logits), 0))
-    if self.keypoint is not None:
-      logits = self.locate(features, found.boxes, found.valid)
-      found = found.replace(keypoints=self.keypoint.keypoints(logits, found.boxes))
+    for head in self.heads:
+      found = head.detected(self.predict(head.key, features, found.boxes, found.classes, found.valid), found)
     return found
 
   def cascade_losses(
@@ -222,7 +223,7 @@ class Detector(nn.Module):
   @_at_precision
   def propose(self, batch: Batch) -> Proposals:
     """The regions [B, N] that `detect` classifies, boxes in canvas pixels."""
-    features = self.backbone(self.normalise(batch), False)
+    features = self.backbone(self.normalise(batch))
     return self.proposer(features, self.backbone.strides, batch, None)[0]
 
   @_at_precision
@@ -271,7 +272,7 @@ class Detector(nn.Module):
   @_at_precision
   def regions(self, batch: Batch, rois: Array) -> tuple[Array, Array]:
     """What heads see of given regions: rois f32[B, R, 4] -> trunk f32[B, R, C], pooled f32[B, R, P * P * C']."""
-    features = self.backbone(self.normalise(batch), False)
+    features = self.backbone(self.normalise(batch))
     seen = self.look(features, rois, None, jnp.ones(rois.shape[:2], bool))
     return tuple(x.astype(jnp.float32).reshape(*rois.shape[:2], -1) for x in seen)
 
@@ -283,8 +284,9 @@ class Detector(nn.Module):
     answers = self.box_heads[stage](rows[0], self.num_classes, rows[1])
     return tuple(x.reshape(*embedded.shape[:2], *x.shape[1:]) for x in answers)
 
-  def segment(
+  def predict(
     self,
+    key: str,
     features: tuple[Array, ...],
     rois: Array,
     classes: Array,
@@ -292,33 +294,22 @@ class Detector(nn.Module):
     embedded: Array | None = None,
     train: bool = False,
   ) -> Array:
-    """The mask of each RoI's own class, mask_logits f32[B, R, 2P, 2P]; 0 for the RoIs that do not exist.
+    """The outputs f32[B, R, ...] of one of the heads; 0 for the RoIs that do not exist.
 
-    A mask head without a pool reads the trunk's features of the RoIs, `embedded` where they are at hand.
+    A head without a pool reads the trunk's features of the RoIs, `embedded` where they are at hand.
 
     rois: f32[B, R, 4]; classes: i32[B, R]; exists: bool[B, R].
     """
-    if self.mask.pool is None and embedded is None:
+    if getattr(self, key).pool is None and embedded is None:
       embedded = self.embed(features, rois, None, exists)
 
     def run(self, rows, exists):
-      if self.mask.pool is None:
+      head = getattr(self, key)
+      if head.pool is None:
         pooled = embedded.reshape(-1, *embedded.shape[2:])[rows]
       else:
-        pooled = pool_rows(self.mask.pool, features, rois, rows, self.backbone.strides)
-      return self.mask(pooled, self.num_classes, exists if train else None, classes.reshape(-1)[rows])
-
-    return over_existing(self, run, exists, train)
-
-  def locate(self, features: tuple[Array, ...], rois: Array, exists: Array, train: bool = False) -> Array:
-    """rois f32[B, R, 4] -> keypoint_logits f32[B, R, 4P, 4P, J]; 0 where they do not exist, bool[B, R]."""
-    if self.num_keypoints is None:
-      raise ModelError("Detector.num_keypoints is not set: it comes with data that name their keypoints")
-
-    def run(self, rows, exists):
-      del exists
-      pooled = pool_rows(self.keypoint.pool, features, rois, rows, self.backbone.strides)
-      return self.keypoint(pooled, self.num_keypoints)
+        pooled = pool_rows(head.pool, features, rois, rows, self.backbone.strides)
+      return head(pooled, self.num_classes, classes.reshape(-1)[rows], exists if train else None)
 
     return over_existing(self, run, exists, train)
 
@@ -333,8 +324,13 @@ def trainable(batch: Batch) -> GroundTruth:
   return truth.replace(valid=truth.valid & ~truth.crowd & batch.valid[:, None])
 
 
-def blank_batch(batch_size: int, canvas: tuple[int, int], max_objects: int = 8) -> Batch:
-  """A batch of black images without objects and with as few proposals, for tracing shapes."""
+def blank_batch(
+  batch_size: int, canvas: tuple[int, int], max_objects: int = 8, heads: Sequence[ObjectHead] = ()
+) -> Batch:
+  """A batch of black images without objects and with as few proposals, for tracing shapes.
+
+  Its ground truth has what the heads learn from.
+  """
   shape = (batch_size, max_objects)
   truth = GroundTruth(
     boxes=jnp.zeros((*shape, 4)),
@@ -342,6 +338,7 @@ def blank_batch(batch_size: int, canvas: tuple[int, int], max_objects: int = 8) 
     crowd=jnp.zeros(shape, bool),
     difficult=jnp.zeros(shape, bool),
     valid=jnp.zeros(shape, bool),
+    **{head.field: head.annotation(shape) for head in heads},
   )
   proposals = Proposals(truth.boxes, jnp.zeros(shape), truth.valid)
   return Batch(

@@ -7,7 +7,8 @@ one another, are given in training alone; rows that are not valid enter no stati
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,7 +20,7 @@ from rcnn_jax.models.pooling import Pool, RoiAlign
 from rcnn_jax.ops import boxes, keypoints, losses, masks, nms, random
 from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.ops.losses import BoxLoss
-from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
+from rcnn_jax.types import MASK_SIDE, Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
 xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
 # How PyTorch's layers begin, which torchvision leaves as they are; boxes are learnt faster from it.
@@ -260,12 +261,28 @@ class MaskHead(nn.Module):
   # How a mask becomes pixels of the image: 'exact' at their centres (Detectron2's), or 'rounded' (torchvision's).
   pasting: Literal["exact", "rounded"] = "exact"
 
+  key = "mask"
+  field = "masks"
+
+  @property
+  def is_met(self) -> bool:
+    """True: it needs to know no more of the data than the number of classes."""
+    return True
+
+  def met_with(self, categories: Sequence[Any], keypoints: Any | None) -> MaskHead:
+    """Itself."""
+    return self
+
+  def annotation(self, num_objects: Sequence[int]) -> Array:
+    """Empty masks, u8[..., M, 112, 112]."""
+    return jnp.zeros((*num_objects, MASK_SIDE, MASK_SIDE), jnp.uint8)
+
   @nn.compact
-  def __call__(self, rois: Array, num_classes: int, learnt: Array | None, classes: Array) -> Array:
+  def __call__(self, rois: Array, num_classes: int, classes: Array, learnt: Array | None) -> Array:
     """rois: f[R, P, P, C] -> mask_logits f32[R, 2P, 2P], each RoI's mask for its own class.
 
-    learnt: bool[R] in training, the RoIs that batch norm takes its statistics from; None in detection.
     classes: i32[R], 1..K; the masks of other classes are not computed.
+    learnt: bool[R] in training, the RoIs that batch norm takes its statistics from; None in detection.
     """
     x = rois
     for i in range(1, self.num_convs + 1):
@@ -295,6 +312,10 @@ class MaskHead(nn.Module):
     loss, num_cells = jax.tree.map(jnp.sum, jax.vmap(image)(mask_logits, samples, truth))
     return {"roi_mask": losses.divide(loss, num_cells)}
 
+  def detected(self, mask_logits: Array, found: Detections) -> Detections:
+    """`found` with the probabilities of its masks; mask_logits: f32[B, D, 2P, 2P]."""
+    return found.replace(masks=jnp.where(found.valid[..., None, None], jax.nn.sigmoid(mask_logits), 0))
+
 
 class KeypointHead(nn.Module):
   """A fully convolutional network that predicts a heat map for each joint (Mask R-CNN, section 5)."""
@@ -304,16 +325,36 @@ class KeypointHead(nn.Module):
   channels: int = 512
   # Detectron2's NORMALIZE_LOSS_BY_VISIBLE_KEYPOINTS; without it, by all joints that the sampler may draw.
   normalise_by_visible: bool = True
+  num_keypoints: int | None = None  # J; filled in from the data
+
+  key = "keypoint"
+  field = "keypoints"
+
+  @property
+  def is_met(self) -> bool:
+    """Whether it knows the number of joints."""
+    return self.num_keypoints is not None
+
+  def met_with(self, categories: Sequence[Any], keypoints: Any | None) -> KeypointHead:
+    """The head for the data's KeypointNames; without them it stays as it is."""
+    return self if keypoints is None else self.clone(num_keypoints=len(keypoints.names))
+
+  def annotation(self, num_objects: Sequence[int]) -> Array:
+    """Joints that are not labelled, f32[..., M, J, 3]."""
+    return jnp.zeros((*num_objects, self.num_keypoints or 0, 3))
 
   @nn.compact
-  def __call__(self, rois: Array, num_keypoints: int) -> Array:
-    """rois: f[R, P, P, C] -> keypoint_logits f32[R, 4P, 4P, J]."""
+  def __call__(self, rois: Array, num_classes: int, classes: Array, learnt: Array | None) -> Array:
+    """rois: f[R, P, P, C] -> keypoint_logits f32[R, 4P, 4P, J], of whichever class; it has no norms."""
+    del num_classes, classes, learnt
+    if self.num_keypoints is None:
+      raise ModelError("KeypointHead.num_keypoints is not set: it comes with data that name their keypoints")
     x = rois
     for i in range(1, self.num_convs + 1):
       x = nn.relu(Conv(self.channels, kernel_size=3, name=f"conv{i}")(x))
     he_of_inputs = nn.initializers.variance_scaling(2.0, "fan_in", "normal")
-    x = Deconv(num_keypoints, kernel_size=4, kernel_init=he_of_inputs, logits=True, name="deconv")(x)
-    return jax.image.resize(x, (len(x), 2 * x.shape[1], 2 * x.shape[2], num_keypoints), "bilinear")
+    x = Deconv(self.num_keypoints, kernel_size=4, kernel_init=he_of_inputs, logits=True, name="deconv")(x)
+    return jax.image.resize(x, (len(x), 2 * x.shape[1], 2 * x.shape[2], self.num_keypoints), "bilinear")
 
   def losses(self, keypoint_logits: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:
     """Softmax cross-entropy over the cells, the mean over the foreground's joints that are labelled and in the RoI.
@@ -335,6 +376,6 @@ class KeypointHead(nn.Module):
     count = num_visible if self.normalise_by_visible else batch_size * num_rois * num_joints
     return {"roi_keypoint": losses.divide(loss, count)}
 
-  def keypoints(self, keypoint_logits: Array, boxes: Array) -> Array:
-    """keypoint_logits f32[B, D, Q, Q, J], boxes f32[B, D, 4] -> f32[B, D, J, 3]: x, y in canvas pixels, score."""
-    return jax.vmap(keypoints.decode)(keypoint_logits, boxes)
+  def detected(self, keypoint_logits: Array, found: Detections) -> Detections:
+    """`found` with the place and score of its joints; keypoint_logits: f32[B, D, Q, Q, J]."""
+    return found.replace(keypoints=jax.vmap(keypoints.decode)(keypoint_logits, found.boxes))

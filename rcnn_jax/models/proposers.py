@@ -215,6 +215,6 @@ class AlternatingRpn(nn.Module):
   def __call__(self, features: tuple[Array, ...], strides: tuple[int, ...], batch: Batch, key: Array | None):
     """As `Rpn`; of the kept network there are no losses."""
     if self.from_kept or self.is_initializing():
-      kept = self.kept_backbone(normalise(batch, self.kept_backbone, features[0].dtype), False)
+      kept = self.kept_backbone(normalise(batch, self.kept_backbone, features[0].dtype))
       proposals, _ = self.kept_rpn(kept, strides, batch, key)
     return (proposals, {}) if self.from_kept else self.rpn(features, strides, batch, key)

@@ -11,7 +11,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from rcnn_jax import ranges
 from rcnn_jax.data import loader, pipeline
@@ -105,10 +104,11 @@ def _train(
 def check_parts(experiment: Experiment) -> None:
   """Raises ExperimentError, before anything is written, where the parts of an experiment do not go together."""
   model, data = experiment.model, experiment.data
-  if model.mask is not None and not data.load_masks:
-    raise ExperimentError("model.mask learns from masks, which are not loaded: set data.load_masks=True")
-  if model.keypoint is not None and not data.load_keypoints:
-    raise ExperimentError("model.keypoint learns from keypoints, which are not loaded: set data.load_keypoints=True")
+  for head in model.heads:
+    if not getattr(data, f"load_{head.field}"):
+      raise ExperimentError(
+        f"model.heads.{head.key} learns from {head.field}, which are not loaded: set data.load_{head.field}=True"
+      )
   asked_for = {"model.cascade": model.cascade, "model.sampler.hard_nms_iou": model.sampler.hard_nms_iou is not None}
   if isinstance(model.box, RcnnHead) and any(asked_for.values()):
     paths = " and ".join(path for path, is_set in asked_for.items() if is_set)
@@ -128,10 +128,7 @@ def check_model(experiment: Experiment, model: nn.Module) -> None:
 
 def check_losses(experiment: Experiment, model: nn.Module, variables: dict) -> None:
   """Raises TrainingError for a stage that names a loss which the model has not; computes nothing."""
-  batch = detector.blank_batch(1, pipeline.example_canvas(experiment.data))
-  shape = batch.truth.valid.shape
-  masks, keypoints = jnp.zeros((*shape, 2, 2), jnp.uint8), jnp.zeros((*shape, model.num_keypoints or 0, 3))
-  batch = batch.replace(truth=batch.truth.replace(masks=masks, keypoints=keypoints))
+  batch = detector.blank_batch(1, pipeline.example_canvas(experiment.data), heads=model.heads)
   for stage in experiment.stages:
     if isinstance(stage, Sgd) and stage.losses is not None:
       changed = override(model, dict(stage.model))

@@ -7,6 +7,7 @@ Detectron2's number the 80 that occur, in the order of their ids, as CocoFolder 
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -36,10 +37,11 @@ COCO_LIMBS = (
 )
 
 
-def joints(num_keypoints: int | None) -> KeypointNames | None:
-  """COCO's names of a detector's joints, without its data; None where there are not as many."""
+def joints(detector: Any) -> KeypointNames | None:
+  """COCO's names of a detector's joints, without its data; None where there are not as many, or none at all."""
   names = COCO_JOINTS.split(",")
-  return KeypointNames.from_names(names, COCO_LIMBS) if num_keypoints == len(names) else None
+  known = any(head.field == "keypoints" and head.num_keypoints == len(names) for head in detector.heads)
+  return KeypointNames.from_names(names, COCO_LIMBS) if known else None
 
 
 def categories(num_classes: int, keypoints: KeypointNames | None = None) -> tuple[Category, ...]:

@@ -108,7 +108,7 @@ class Library:
     return {name: np.ascontiguousarray(theirs[path]) for path, name in self._names(flat, detector).items()}
 
   def _names(self, paths: Iterable[str], detector: Any) -> dict[str, str]:
-    agnostic = any(head is not None and head.class_agnostic for head in (detector.box, detector.mask))
+    agnostic = any(getattr(head, "class_agnostic", False) for head in (detector.box, *detector.heads))
     if agnostic and not self.class_agnostic:
       raise WeightsError(f"{self.title}'s predictors are not class-agnostic")
     names = {path: self.name_of(_inner(path), detector) for path in paths}

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rcnn_jax.models.layers import Conv, Norm, norm
+from rcnn_jax.models.protocols import Context
 from rcnn_jax.types import Array
 
 xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -34,14 +35,14 @@ class Fpn(nn.Module):
     return self.bottom_up.pixel_std
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
+  def __call__(self, x: Array, context: Context = Context()) -> tuple[Array, ...]:
     """x: normalised images f[B, H, W, 3] -> one f[B, H/stride, W/stride, channels] a level, finest first."""
-    features = self.bottom_up(x, train)
+    features = self.bottom_up(x, context)
 
     def convolution(y: Array, name: str, kernel_size: int) -> Array:
       plain = self.norm is None
       y = Conv(self.channels, kernel_size=kernel_size, use_bias=plain, kernel_init=xavier, name=name)(y)
-      return y if plain else norm(self.norm, f"{name}_bn")(y, train)
+      return y if plain else norm(self.norm, f"{name}_bn")(y, context.train, context.valid)
 
     top_down, outputs = None, []
     for i in reversed(range(len(features))):

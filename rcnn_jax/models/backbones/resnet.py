@@ -7,6 +7,7 @@ from typing import Literal
 import flax.linen as nn
 
 from rcnn_jax.models.layers import Conv, Norm, max_pool, norm
+from rcnn_jax.models.protocols import Context
 from rcnn_jax.types import Array
 
 Depth = Literal[18, 34, 50, 101]
@@ -93,15 +94,15 @@ class ResNet(nn.Module):
     return tuple(16 if level == 5 and self.dilate_c5 else 2**level for level in self.levels)
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
+  def __call__(self, x: Array, context: Context = Context()) -> tuple[Array, ...]:
     """x: normalised images f[B, H, W, 3] -> one f[B, H/stride, W/stride, C] a level."""
     x = Conv(64, kernel_size=7, stride=2, use_bias=False, name="conv1")(x)
-    x = max_pool(nn.relu(norm(self.norm, "bn1", self.norm_epsilon)(x, train)), 3, 2, padding=1)
+    x = max_pool(nn.relu(norm(self.norm, "bn1", self.norm_epsilon)(x, context.train, context.valid)), 3, 2, padding=1)
     outputs = {}
     for level in range(2, max(self.levels) + 1):
       dilated = level == 5 and self.dilate_c5
       stride = 1 if level == 2 or dilated else 2
       options = (2 if dilated else 1, self.norm, self.norm_epsilon, self.stride_in_1x1)
       stage = Stage(self.depth, level - 1, stride, *options, name=f"layer{level - 1}")
-      x = outputs[level] = stage(x, train)
+      x = outputs[level] = stage(x, context.train, context.valid)
     return tuple(outputs[level] for level in self.levels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import flax.linen as nn
 import jax
 
+from rcnn_jax.models.protocols import Context
 from rcnn_jax.types import Array
 
 
@@ -33,11 +34,11 @@ class Scales(nn.Module):
     return tuple(self.network.strides[-1] / scale for scale in self.scales)
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
+  def __call__(self, x: Array, context: Context = Context()) -> tuple[Array, ...]:
     """x: normalised images f[B, H, W, 3] -> one f[B, scale * H/stride, scale * W/stride, C] a scale."""
     batch, height, width, channels = x.shape
     sizes = [(round(scale * height), round(scale * width)) for scale in self.scales]
     return tuple(
-      self.network(jax.image.resize(x, (batch, *size, channels), "linear", antialias=False), train)[-1]
+      self.network(jax.image.resize(x, (batch, *size, channels), "linear", antialias=False), context)[-1]
       for size in sizes
     )

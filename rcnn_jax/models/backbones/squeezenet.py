@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from rcnn_jax.models.layers import Conv, max_pool
+from rcnn_jax.models.protocols import Context
 from rcnn_jax.types import Array
 
 # (squeeze, expand) channels of fire2 to fire9.
@@ -48,7 +49,7 @@ class SqueezeNet(nn.Module):
     return tuple(LEVELS[level] for level in self.levels)
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
+  def __call__(self, x: Array, context: Context = Context()) -> tuple[Array, ...]:
     """x: normalised images f[B, H, W, 3] -> one f[B, H/stride, W/stride, C] a level."""
     padding = int(self.padded)
     pool = lambda x: max_pool(x, 3, 2, padding, ceil_mode=not self.padded)

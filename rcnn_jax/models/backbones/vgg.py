@@ -8,6 +8,7 @@ from __future__ import annotations
 import flax.linen as nn
 
 from rcnn_jax.models.layers import Conv, Norm, max_pool, norm
+from rcnn_jax.models.protocols import Context
 from rcnn_jax.types import Array
 
 # (convolutions, channels) of conv1_x to conv5_x.
@@ -30,7 +31,7 @@ class Vgg16(nn.Module):
     return (16,)
 
   @nn.compact
-  def __call__(self, x: Array, train: bool = False) -> tuple[Array, ...]:
+  def __call__(self, x: Array, context: Context = Context()) -> tuple[Array, ...]:
     """x: normalised images f[B, H, W, 3] -> (f[B, H/16, W/16, 512],)."""
     for block, (convolutions, channels) in enumerate(BLOCKS, start=1):
       if block > 1:
@@ -38,6 +39,6 @@ class Vgg16(nn.Module):
       for i in range(1, convolutions + 1):
         x = Conv(channels, kernel_size=3, name=f"conv{block}_{i}")(x)
         if self.norm is not None:
-          x = norm(self.norm, f"bn{block}_{i}")(x, train)
+          x = norm(self.norm, f"bn{block}_{i}")(x, context.train, context.valid)
         x = nn.relu(x)
     return (x,)
