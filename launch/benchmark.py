@@ -13,39 +13,29 @@ The suite `input` measures what a data set costs before and beside the device: s
 from __future__ import annotations
 
 import dataclasses
-import datetime
 import json
 import os
-import platform
-import resource
-import statistics
 import subprocess
 import sys
 import time
-import types
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import app, flags
 
 from launch import flags as launch_flags
+from rcnn_jax import timing
 from rcnn_jax.data import pipeline
-from rcnn_jax.data.transforms import MASK_SIDE
 from rcnn_jax.experiment import Experiment
-from rcnn_jax.models.detector import Detector, blank_batch, init_variables
+from rcnn_jax.models.detector import Detector, init_variables
+from rcnn_jax.synthetic import num_keypoints, sized_model, synthetic_batch
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import optim
 from rcnn_jax.training import step as steps
-from rcnn_jax.types import Batch, Proposals
-
-if TYPE_CHECKING:
-  from rcnn_jax.training.checkpoint import Run
+from rcnn_jax.types import Batch
 
 FLAGS = flags.FLAGS
-NUM_KEYPOINTS = 17  # COCO's, where the experiment leaves them to its data
-NUM_ROWS = 100  # for objects of an image, where the experiment leaves them to its data
 
 
 class BenchmarkError(RuntimeError):
@@ -93,7 +83,7 @@ def input_report() -> dict:
   if not FLAGS.coco_images or not FLAGS.coco_annotations:
     raise app.UsageError("--suite=input needs --coco_images and --coco_annotations")
   found = benchmark_input.measure(FLAGS.coco_images, FLAGS.coco_annotations, FLAGS.repeats, FLAGS.referee)
-  report = {"command": command(), "environment": environment(), "input": found}
+  report = {"command": command(), "environment": timing.environment(), "input": found}
   print(f"{FLAGS.coco_annotations} on {report['environment']['cores']} cores")
   print(benchmark_input.table(found))
   return report
@@ -111,14 +101,14 @@ def step_report() -> dict:
   experiment = timed(launch_flags.chosen_experiment())
   sizes = (FLAGS.batch_size, FLAGS.batch_size) if FLAGS.batch_size else tuple(experiment.data.batch_size)
   peer = Peer(experiment, sizes) if FLAGS.peer else None
-  report = {"command": command(), "environment": environment()}
+  report = {"command": command(), "environment": timing.environment()}
   for name, prepare, size in (("train", prepare_train, sizes[0]), ("detect", prepare_detect, sizes[1])):
-    repeat, compiled = prepare(experiment, synthetic_batch(experiment, size))
+    repeat, compiled = prepare(experiment, drawn(experiment, size))
     contestants = {"ours": repeat} | ({"peer": lambda name=name: peer.measure(name)} if peer else {})
-    report[name] = compiled | summary(alternate(contestants, FLAGS.repeats), FLAGS.iterations, size)
+    report[name] = compiled | timing.summary(timing.alternate(contestants, FLAGS.repeats), FLAGS.iterations, size)
   if peer:
     report["environment"]["peer"] = peer.close()
-  report["peak_memory_MiB"] = peak_memory()
+  report["peak_memory_MiB"] = timing.peak_memory()
   print(table(experiment.name, report))
   return report
 
@@ -141,7 +131,7 @@ def prepare_train(experiment: Experiment, batch: Batch) -> tuple[Callable[[], fl
   step = steps.make_train_step(model, stage, mesh, seed=0, num_steps=10_000)
   held = {"state": steps.create_state(variables, stage, mesh)}
   batch = meshes.shard_batch(batch, mesh)
-  compiled, told = compile_timed(step, held["state"], batch)
+  compiled, told = timing.compile_timed(step, held["state"], batch)
 
   def repeat() -> float:
     began = time.perf_counter()
@@ -160,7 +150,7 @@ def prepare_detect(experiment: Experiment, batch: Batch) -> tuple[Callable[[], f
   if FLAGS.num_found is not None:
     model = model.clone(box=model.box.clone(score_threshold=threshold(model, variables, batch, FLAGS.num_found)))
   detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
-  compiled, told = compile_timed(detect, variables, batch)
+  compiled, told = timing.compile_timed(detect, variables, batch)
   propose = jax.jit(lambda variables, batch: model.apply(variables, batch, method="propose"))
   told["proposals"] = float(propose(variables, batch).valid.sum(1).mean())
   told["detections"] = float(compiled(variables, batch).valid.sum(1).mean())
@@ -184,121 +174,15 @@ def threshold(model: Detector, variables: dict, batch: Batch, num_found: int) ->
   return float(np.nextafter(last, np.float32(0)))
 
 
-def detection(run: Run, batches: Sequence[Batch]) -> Callable[[], float]:
-  """A function that detects in all batches, one after another, and returns the mean seconds of an image."""
-  model = run.experiment.model.met_with(run.categories, run.keypoints)
-  detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
-  num_images = sum(int(batch.valid.sum()) for batch in batches)
-  variables, batches = jax.device_put((run.variables, [batch.replace(truth=None) for batch in batches]))
-
-  def repeat() -> float:
-    began = time.perf_counter()
-    for batch in batches:
-      jax.block_until_ready(detect(variables, batch))
-    return (time.perf_counter() - began) / num_images
-
-  return repeat
-
-
-def prepared_model(experiment: Experiment):
+def prepared_model(experiment: Experiment) -> tuple[Detector, dict]:
   """The experiment's model with a number of classes (and of joints), and fresh variables of it."""
-  model = met(experiment.model)
+  model = sized_model(experiment, FLAGS.num_classes)
   return model, init_variables(model, jax.random.key(0), pipeline.example_canvas(experiment.data))
 
 
-def met(model: Detector) -> Detector:
-  """The model with a number of classes and of joints, where the experiment leaves them to its data."""
-  if model.is_met:
-    return model
-  names = range(num_keypoints(model))
-  return model.met_with(range(model.num_classes or FLAGS.num_classes), types.SimpleNamespace(names=names))
-
-
-def num_keypoints(model: Detector) -> int:
-  """How many joints its keypoint head finds."""
-  return next((head.num_keypoints for head in model.heads if head.field == "keypoints"), None) or NUM_KEYPOINTS
-
-
-def compile_timed(function, *inputs) -> tuple[Callable, dict]:
-  """Compiles a jitted function for its inputs; also says how long that took and what the program needs."""
-  began = time.perf_counter()
-  compiled = function.lower(*inputs).compile()
-  told = {"compile_s": time.perf_counter() - began}
-  memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-  if memory is not None:
-    told["program_memory_MiB"] = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
-  if "flops" in cost:
-    told["GFLOP"] = cost["flops"] / 1e9
-  return compiled, told
-
-
-def synthetic_batch(experiment: Experiment, batch_size: int) -> Batch:
-  """Images of noise that fill the experiment's first canvas, with random boxes of 1/12 to 1/3 of its shorter side.
-
-  There are as many rows for objects as in training, of which `--num_objects` hold one. Where the experiment has
-  proposals, there are as many of them as it evaluates with. Where it loads masks, each is
-  its whole box, and joints lie anywhere: what they hold changes no time.
-  """
-  rng = np.random.default_rng(0)
-  canvas = pipeline.example_canvas(experiment.data)
-  count = max(experiment.data.max_objects or NUM_ROWS, FLAGS.num_objects)
-  blank = jax.tree.map(np.asarray, blank_batch(batch_size, canvas, count))
-  side = min(canvas)
-  boxes = random_boxes(rng, canvas, (batch_size, count))
-  classes = rng.integers(1, (experiment.model.num_classes or FLAGS.num_classes) + 1, (batch_size, count))
-  masks = np.ones((batch_size, count, MASK_SIDE, MASK_SIDE), np.uint8) if experiment.data.load_masks else None
-  joints = (batch_size, count, num_keypoints(experiment.model), 3)
-  keypoints = rng.uniform(1, side, joints).astype(np.float32) if experiment.data.load_keypoints else None
-  truth = blank.truth.replace(
-    boxes=boxes,
-    classes=classes.astype(np.int32),
-    valid=np.tile(np.arange(count) < FLAGS.num_objects, (batch_size, 1)),
-    masks=masks,
-    keypoints=keypoints,
-  )
-  pixels = rng.integers(0, 256, blank.image.shape, dtype=np.uint8).astype(experiment.data.resize.pixels)
-  found = blank.proposals
-  if experiment.data.proposals is not None:
-    rows = batch_size, experiment.data.num_proposals[1]
-    found = Proposals(random_boxes(rng, canvas, rows), np.ones(rows, np.float32), np.ones(rows, bool))
-  return blank.replace(image=pixels, truth=truth, proposals=found)
-
-
-def random_boxes(rng: np.random.Generator, canvas: tuple[int, int], rows: tuple[int, int]) -> np.ndarray:
-  """f32[*rows, 4]: boxes within the canvas, with sides of 1/12 to 1/3 of its shorter side."""
-  sides = rng.uniform(min(canvas) / 12, min(canvas) / 3, (*rows, 2))
-  corner = rng.uniform(0, 1, (*rows, 2)) * (np.array(canvas[::-1]) - sides)
-  return np.concatenate([corner, corner + sides], -1).astype(np.float32)
-
-
-def alternate(contestants: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
-  """Seconds of each contestant's repeats, taken in turns after one uncounted round."""
-  seconds = {name: [] for name in contestants}
-  for round_ in range(repeats + 1):
-    for name, repeat in contestants.items():
-      taken = repeat()
-      if round_:
-        seconds[name].append(taken)
-  return seconds
-
-
-def summary(seconds: dict[str, list[float]], iterations: int, batch_size: int) -> dict:
-  """Medians, and the ratio ours / peer of each round (below 1: ours is faster)."""
-  found = {}
-  for name, taken in seconds.items():
-    each = [value / iterations for value in taken]
-    median = statistics.median(each)
-    found[name] = {
-      "s": median,
-      "s_min": min(each),
-      "s_max": max(each),
-      "images_per_s": batch_size / median,
-      "repeats": len(each),
-    }
-  if "peer" in seconds:
-    ratios = [a / b for a, b in zip(seconds["ours"], seconds["peer"])]
-    found["ratio"] = {"median": statistics.median(ratios), "min": min(ratios), "max": max(ratios)}
-  return found
+def drawn(experiment: Experiment, batch_size: int) -> Batch:
+  """A synthetic batch with as many objects as the flags say."""
+  return synthetic_batch(experiment, batch_size, num_objects=FLAGS.num_objects, num_classes=FLAGS.num_classes)
 
 
 class Peer:
@@ -345,7 +229,7 @@ def peer_request(experiment: Experiment, sizes: tuple[int, int]) -> dict:
 
   return {
     "model": to_json(experiment.model),
-    "num_classes": experiment.model.num_classes or FLAGS.num_classes,
+    "num_classes": sized_model(experiment, FLAGS.num_classes).num_classes,
     "canvas": pipeline.example_canvas(experiment.data),
     "batch_size": sizes,
     "num_objects": FLAGS.num_objects,
@@ -362,7 +246,7 @@ def frozen_parts(experiment: Experiment) -> list[str]:
   Raises:
     BenchmarkError: of a part some parameters are frozen and others are not.
   """
-  model = met(experiment.model)
+  model = sized_model(experiment, FLAGS.num_classes)
   canvas = pipeline.example_canvas(experiment.data)
   params = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), canvas))["params"]
   parts: dict[str, set[bool]] = {}
@@ -373,30 +257,6 @@ def frozen_parts(experiment: Experiment) -> list[str]:
   if mixed:
     raise BenchmarkError(f"the peer cannot freeze some parameters of {', '.join(mixed)} and train others")
   return [part for part, frozen in parts.items() if frozen == {True}]
-
-
-def environment() -> dict:
-  """Device and versions, for the record."""
-  import flax
-  import optax
-
-  device = jax.devices()[0]
-  return {
-    "date": datetime.date.today().isoformat(),
-    "device": f"{len(jax.devices())} x {device.device_kind}",
-    "cores": len(os.sched_getaffinity(0)),
-    "python": platform.python_version(),
-    "jax": jax.__version__,
-    "flax": flax.__version__,
-    "optax": optax.__version__,
-  }
-
-
-def peak_memory() -> float:
-  """MiB at the highest: the accelerator's own count where it has one, else this process's resident set."""
-  stats = jax.devices()[0].memory_stats() or {}
-  peak = stats.get("peak_bytes_in_use")
-  return (peak if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024) / 2**20
 
 
 def table(name: str, report: dict) -> str:

@@ -168,9 +168,9 @@ def _memory(process: int) -> tuple[float, float]:
 
 def masks_to_entries(repeats: int) -> float:
   """Seconds, on one core, from an image's masks in the frames of their boxes to COCO results entries."""
-  from launch.benchmark import random_boxes
   from rcnn_jax.evaluation.paste import run_lengths
   from rcnn_jax.evaluation.results import Found
+  from rcnn_jax.synthetic import random_boxes
 
   rng = np.random.default_rng(0)
   boxes = random_boxes(rng, MASK_SIZE, (1, MASKS))[0].astype(np.float64)

@@ -1,9 +1,11 @@
-"""Compiles an experiment's train step or detection for TPUs that are not there, and tells what it would need.
+"""Compiles an experiment's train step or detection for machines that are not there, and tells what it would need.
 
-    python -m launch.compile --experiment=NAME_OR_FILE --topology=v5e:2x2 [--what=train|detect] [--batch_size=N]
+    python -m launch.compile --experiment=NAME_OR_FILE --topology=v5e:2x2|h100|… [--what=train|detect] [--fit]
+    python -m launch.compile --all --workdir=DIR [--experiments=NAME,…] [--topologies=v5e:1x1,h100]
 
-The compiler is the one that a machine with these TPUs would run (the extra `tpu`); the program is never run. See
-docs/compile.md.
+The compiler is the one that a machine with these TPUs or GPUs would run (the extras `tpu` and `cuda12-aot`); the
+program is never run. With --fit, the largest batch that fits. With --all, a table over experiments and topologies,
+each program in a process of its own, one after another; started again, it goes on where it was. See docs/compile.md.
 """
 
 from __future__ import annotations
@@ -11,223 +13,197 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import importlib.metadata
-import importlib.util
-import json
-import os
-import re
+import math
+import pathlib
+import subprocess
 import sys
-import time
-from typing import Any
 
-import jax
-import numpy as np
-from absl import flags
+from absl import app, flags
 from jax.sharding import Mesh
 
 from launch import flags as launch_flags
-from launch.benchmark import met, synthetic_batch
-from rcnn_jax import aot
-from rcnn_jax.data import pipeline
-from rcnn_jax.experiment import Experiment
-from rcnn_jax.models.detector import init_variables
-from rcnn_jax.training import mesh as meshes
-from rcnn_jax.training import step as steps
+from rcnn_jax import chips, compile_report, programs
+from rcnn_jax import experiment as experiments
+from rcnn_jax.chips import Chip
+from rcnn_jax.files import FileError, read_json, write_json, write_text
 
 FLAGS = flags.FLAGS
-NUM_BUFFERS = 10
-LONGEST = 300  # characters of what the compiler says
-
-
-@dataclasses.dataclass(frozen=True)
-class Chip:
-  """What its maker says of a device."""
-
-  peak: float  # FLOP/s in bfloat16
-  bandwidth: float  # bytes/s of its main memory
-  memory: int  # bytes of its main memory, of which the system keeps a little
-  topologies: tuple[str, ...]  # the names that are accepted
-
-
-# cloud.google.com/tpu/docs/v5e, /v6e and /v5p: peak compute per chip (bf16), HBM bandwidth and capacity per chip.
-CHIPS = {
-  "v5e": Chip(197e12, 819e9, 16 * 2**30, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-  "v6e": Chip(918e12, 1640e9, 32 * 2**30, ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")),
-  "v5p": Chip(459e12, 2765e9, 95 * 2**30, ("1x1x1", "2x2x1", "2x2x2")),
-}
-
-# The library looks for a machine of Google's cloud and logs that it finds none; and only one process may hold it, as
-# is right for one that runs a TPU and needless for one that compiles. What the environment says goes before.
-ENVIRONMENT = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "TPU_ACCELERATOR_TYPE": "v5litepod-4",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
-
-
-class CompileError(RuntimeError):
-  """A topology, a compiler or a program that cannot be had."""
+PACKAGES = ("jax", "jaxlib", "flax", "libtpu", "jax-cuda12-pjrt")
+SHARED_BY = 16  # chips that a published batch of the table is divided over
 
 
 def define_flags() -> None:
   """Defines the options of this command."""
-  launch_flags.define_experiment()
-  flags.DEFINE_string("topology", None, f"The devices: {known_topologies()}.", required=True)
+  launch_flags.define_experiment(required=False)
+  flags.DEFINE_string("topology", None, f"The devices: {chips.known_topologies()}.")
   flags.DEFINE_enum("what", "train", ["train", "detect"], "The program.")
   flags.DEFINE_integer("batch_size", None, "Images on all devices; by default the experiment's.", lower_bound=1)
-  flags.DEFINE_integer("num_classes", 80, "Object classes, where the experiment leaves them to its data.")
+  flags.DEFINE_integer("num_classes", 80, "Object classes, where the experiment leaves them to its data.", 1)
   flags.DEFINE_integer("num_objects", 100, "Rows for objects of an image.", lower_bound=1)
-  launch_flags.define_path("output", "Write the numbers to this JSON file.")
+  flags.DEFINE_bool("fit", False, "Search for the largest batch that fits the devices, too.")
+  launch_flags.define_path(
+    "output", "Write the numbers to this JSON file, which is read first: an equal program is kept."
+  )
+  flags.DEFINE_bool("all", False, "Make the table over experiments and topologies in --workdir.")
+  launch_flags.define_path("workdir", "Of --all: its folder, which holds a file for each program.")
+  flags.DEFINE_list("experiments", None, "Of --all: experiments; by default all.")
+  flags.DEFINE_list("topologies", ["v5e:1x1", "h100", "a100_80"], "Of --all: topologies.")
+  flags.DEFINE_list("programs", ["train", "detect"], "Of --all: train, detect or both.")
 
 
 def main(argv: list[str]) -> None:
-  """Compiles, prints a report, writes --output."""
+  """Compiles one program and prints a report, or all of them and prints a table."""
   del argv
-  chip, mesh = described_devices(FLAGS.topology)
+  if FLAGS.all:
+    make_table()
+    return
+  if not FLAGS.experiment or not FLAGS.topology:
+    raise app.UsageError("--experiment and --topology are needed, or --all")
+  chip, mesh = chips.described_devices(FLAGS.topology)
   experiment = launch_flags.chosen_experiment()
   batch_size = FLAGS.batch_size or experiment.data.batch_size[FLAGS.what == "detect"]
-  meshes.check_batch_size(batch_size, mesh)
-  compiled, seconds = compile_program(*program(experiment, FLAGS.what, batch_size, mesh))
-  report = {
-    "command": " ".join(["python -m launch.compile", *sys.argv[1:]]),
-    "experiment": experiment.name,
-    "topology": FLAGS.topology,
-    "what": FLAGS.what,
-    "batch_size": batch_size,
-    "devices": mesh.size,
-    "compile_s": seconds,
-    "date": datetime.date.today().isoformat(),
-    "versions": {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "libtpu", "flax")},
-  } | told(compiled, chip)
-  print(table(report))
+  asked = programs.Asked(experiment, FLAGS.what, batch_size, FLAGS.num_classes, FLAGS.num_objects)
+  report = reported(asked, chip, mesh)
+  if FLAGS.fit:
+    report["fit"] = fitted(asked, chip, mesh)
+  print(compile_report.text(report))
   if FLAGS.output:
-    with open(FLAGS.output, "w") as file:
-      json.dump(report, file, indent=1)
+    write_json(pathlib.Path(FLAGS.output), report)
 
 
-def known_topologies() -> str:
-  """The names that --topology takes, in a line."""
-  return ", ".join(f"{kind}:{'|'.join(chip.topologies)}" for kind, chip in CHIPS.items())
+def reported(asked: programs.Asked, chip: Chip, mesh: Mesh) -> dict:
+  """What is told of a program; the part that the compiler tells from --output, where that holds an equal program."""
+  program = programs.lowered(asked, mesh)
+  same = {
+    "experiment": asked.experiment.name,
+    "topology": FLAGS.topology,
+    "what": asked.what,
+    "batch_size": asked.batch_size,
+    "canvas": list(asked.canvas),
+    "devices": mesh.size,
+    "program": programs.fingerprint(program),
+    "versions": versions(),
+  }
+  now = {"command": " ".join(["python -m launch.compile", *sys.argv[1:]]), "commit": commit()}
+  past = past_report(pathlib.Path(FLAGS.output)) if FLAGS.output else {}
+  if same.items() <= past.items() and "memory" in past:
+    return past | now
+  today = {"date": datetime.date.today().isoformat()}
+  return same | now | today | programs.told(asked, mesh, program, chip)
 
 
-def described_devices(topology: str) -> tuple[Chip, Mesh]:
-  """(what is known of the chip, a mesh of devices that can be compiled for and hold no arrays).
+def fitted(asked: programs.Asked, chip: Chip, mesh: Mesh) -> int:
+  """The largest batch that fits the devices; what is asked says the rest."""
+  peaks: dict[int, int] = {}
+
+  def fits(count: int) -> bool:
+    size = count * mesh.size
+    does, peaks[count] = programs.fits(dataclasses.replace(asked, batch_size=size), mesh, chip)
+    print(f"batch {size}: {f'peak {peaks[count] / 2**30:.2f} GiB' if peaks[count] else 'refused'}", flush=True)
+    return does
+
+  if not fits(1):
+    return 0
+  if not fits(2):
+    return mesh.size
+  grown = max(peaks[2] - peaks[1], 1)
+  return mesh.size * programs.largest(lambda count: count <= 2 or fits(count), 2 + (chip.memory - peaks[2]) // grown)
+
+
+def versions() -> dict[str, str]:
+  """The versions of the compilers and of what makes the programs, as far as they are installed."""
+  found = {}
+  for name in PACKAGES:
+    try:
+      found[name] = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return found
+
+
+def commit() -> str:
+  """The commit of this checkout, with a '+' where files have changed since; '' where there is none."""
+  git = ["git", "-C", str(pathlib.Path(__file__).parent)]
+  asked = (("rev-parse", "--short=10", "HEAD"), ("status", "--porcelain", "--untracked-files=no"))
+  try:
+    head, changed = (subprocess.run([*git, *words], capture_output=True, text=True).stdout.strip() for words in asked)
+  except OSError:  # no git
+    return ""
+  return head + ("+" if changed else "")
+
+
+# ------------------------------------------------------------------------------------------------- the table
+
+
+def make_table() -> None:
+  """Compiles what is missing, one program after another, and writes the table after each.
 
   Raises:
-    CompileError: the topology is unknown, or the package with its compiler is missing or refuses it.
+    BusyError: another process is at work on --workdir.
+    CompileError: an experiment or topology is unknown.
   """
-  kind, _, shape = topology.partition(":")
-  if kind not in CHIPS or shape not in CHIPS[kind].topologies:
-    raise CompileError(f"--topology={topology} is unknown; known are {known_topologies()}")
-  if importlib.util.find_spec("libtpu") is None:
-    raise CompileError("the TPU's compiler is missing; pip install 'rcnn-jax[tpu]' brings it (the package libtpu)")
-  for name, value in ENVIRONMENT.items():
-    os.environ.setdefault(name, value)
-  jax.config.update("jax_platforms", "cpu")  # tracing needs a device; a TPU of this machine is not touched
-  from jax.experimental import topologies
+  if not FLAGS.workdir:
+    raise app.UsageError("--all needs --workdir")
+  unknown = set(FLAGS.programs) - {"train", "detect"}
+  if unknown:
+    raise app.UsageError(f"--programs={','.join(FLAGS.programs)}: a program is train or detect")
+  for topology in FLAGS.topologies:
+    chips.chip_of(topology)
+  from launch import apart
 
+  folder, names = pathlib.Path(FLAGS.workdir), FLAGS.experiments or experiments.names()
+  asked = [(name, topology, what) for what in FLAGS.programs for topology in FLAGS.topologies for name in names]
+  paths = {each: folder / file_name(*each) for each in asked}
+  with apart.alone(folder) as lock:
+    for number, (each, path) in enumerate(paths.items(), 1):
+      if is_current(past_report(path)):
+        continue
+      print(f"{number} of {len(asked)}: {' '.join(each)}", flush=True)
+      options = options_of(*each)
+      status, last = apart.run(lock, "compile", *options, f"--output={path}")
+      if status:
+        write_json(path, failure(*each, status, last))
+      write_text(folder / "table.txt", compile_report.table(map(past_report, paths.values())) + "\n")
+  print(compile_report.table(map(past_report, paths.values())))
+
+
+def file_name(name: str, topology: str, what: str) -> str:
+  """'demo.h100-8.train.json'."""
+  return f"{pathlib.Path(name).stem}.{topology.replace(':', '-')}.{what}.json"
+
+
+def is_current(past: dict) -> bool:
+  """Whether a report is of this commit, without changes since, and of these versions."""
+  current = commit()
+  return bool(current) and current[-1] != "+" and (past.get("commit"), past.get("versions")) == (current, versions())
+
+
+def options_of(name: str, topology: str, what: str) -> list[str]:
+  """The flags of one program of the table: a batch that is the experiment's divided over `SHARED_BY` chips."""
+  batch_size = num_devices(topology) * max(1, experiments.load(name).data.batch_size[what == "detect"] // SHARED_BY)
+  return [f"--experiment={name}", f"--topology={topology}", f"--what={what}", f"--batch_size={batch_size}"]
+
+
+def num_devices(topology: str) -> int:
+  """1 of 'h100', 8 of 'h100:8', 4 of 'v5e:2x2'."""
+  return math.prod(map(int, (chips.chip_of(topology)[2] or "1").split("x")))
+
+
+def failure(name: str, topology: str, what: str, status: int, last: str) -> dict:
+  """The report of a program whose process ended with a status other than 0, and with this line."""
+  said = last.removeprefix("error: ") if status > 0 else f"the compiler ended with signal {-status}"
+  experiment = experiments.load(name).name
+  batch_size = int(options_of(name, topology, what)[-1].partition("=")[2])
+  asked = {"experiment": experiment, "topology": topology, "what": what, "batch_size": batch_size}
+  return asked | {"commit": commit(), "versions": versions(), "failed": said}
+
+
+def past_report(path: pathlib.Path) -> dict:
+  """What an earlier report holds; nothing where there is none, or none that can be read."""
   try:
-    devices = topologies.get_topology_desc(topology, platform="tpu").devices
-  except (RuntimeError, ValueError) as error:
-    raise CompileError(f"the compiler refuses {topology}: {' '.join(str(error).split())[:LONGEST]}") from error
-  return CHIPS[kind], Mesh(np.array(devices), ("data",))
-
-
-def program(experiment: Experiment, what: str, batch_size: int, mesh: Mesh) -> tuple[Any, tuple]:
-  """(the jitted function, the shapes of its inputs with their places on the mesh)."""
-  model = met(experiment.model)
-  canvas = pipeline.example_canvas(experiment.data)
-  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), canvas))
-  copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)
-  batch = shapes(synthetic_batch(experiment, batch_size), divided)
-  if what == "train":
-    stage = experiment.stages[0]
-    state = jax.eval_shape(lambda variables: steps.first_state(variables, stage), variables)
-    return steps.make_train_step(model, stage, mesh, seed=0, num_steps=10_000), (shapes(state, copies), batch)
-  detect = lambda variables, batch: model.apply(variables, batch, method="detect")
-  return jax.jit(detect, in_shardings=(copies, divided)), (shapes(variables, copies), batch.replace(truth=None))
-
-
-def shapes(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-  """Shapes and dtypes of arrays in place of the arrays."""
-  described = lambda x: jax.ShapeDtypeStruct(x.shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding)
-  return jax.tree.map(described, tree)
-
-
-def compile_program(function: Any, inputs: tuple) -> tuple[Any, float]:
-  """(the compiled program, the seconds that the compiler took); raises CompileError where it refuses."""
-  lowered = function.lower(*inputs)
-  began = time.perf_counter()
-  try:
-    compiled = lowered.compile()
-  except jax.errors.JaxRuntimeError as error:
-    raise CompileError(refusal(str(error))) from error
-  return compiled, time.perf_counter() - began
-
-
-def refusal(said: str) -> str:
-  """What the compiler said, in one line."""
-  said = " ".join(said.split())
-  if "RESOURCE_EXHAUSTED" in said:
-    needs = re.search(r"the total memory required.*?\)(?: exceeds [^()]*\(\S+\))?", said)
-    return f"the program does not fit the device's memory: {(needs[0] if needs else said)[:LONGEST]}"
-  return f"the compiler refuses the program: {said[:LONGEST]}"
-
-
-def told(compiled: Any, chip: Chip) -> dict:
-  """What a compiled program tells: memory, work, collectives and the largest buffers, each of one device."""
-  memory, cost, text = compiled.memory_analysis(), compiled.cost_analysis() or {}, compiled.as_text()
-  parts = {name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp")}
-  whole = parts["argument"] + parts["output"] - parts["alias"] + parts["temp"]
-  flops, moved = cost.get("flops", 0.0), cost.get("bytes accessed", 0.0)
-  return {
-    "memory": parts | {"peak": getattr(memory, "peak_memory_in_bytes", 0) or whole, "device": chip.memory},
-    "flops": flops,
-    "bytes": moved,
-    "roofline": roofline(flops, moved, chip),
-    "collectives": aot.collectives(text),
-    "buffers": [dataclasses.asdict(row) for row in aot.largest_buffers(text, NUM_BUFFERS)],
-  }
-
-
-def roofline(flops: float, moved: float, chip: Chip) -> dict:
-  """The least seconds that a step can take by the chip's peak numbers, and which of them bounds it."""
-  seconds = {"arithmetic": flops / chip.peak, "memory": moved / chip.bandwidth}
-  bound = max(seconds, key=seconds.get)
-  return {"s": seconds[bound], "bound": bound} | {f"{name}_s": value for name, value in seconds.items()}
-
-
-def table(report: dict) -> str:
-  """The report for people."""
-  memory, line = report["memory"], report["roofline"]
-  gib = lambda size: f"{size / 2**30:.2f} GiB"
-  spare = memory["device"] - memory["peak"]
-  verdict = f"fits, {gib(spare)} are left" if spare >= 0 else f"does not fit, {gib(-spare)} too much"
-  versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-  lines = [
-    f"{report['experiment']}: {report['what']}, batch {report['batch_size']} on {report['devices']} device(s) of "
-    f"{report['topology']}; compiled in {report['compile_s']:.1f} s by {versions}",
-    "each device:",
-    f"  memory       {gib(memory['peak'])} of {gib(memory['device'])}: {verdict}",
-    f"               arguments {gib(memory['argument'])}, results {gib(memory['output'])} (in place "
-    f"{gib(memory['alias'])}), temporaries {gib(memory['temp'])}",
-    f"  work         {report['flops'] / 1e9:.1f} GFLOP, {report['bytes'] / 1e9:.2f} GB moved; loop bodies count once",
-    f"  roofline     {line['s'] * 1e3:.2f} ms at least, bound by {line['bound']} (arithmetic "
-    f"{line['arithmetic_s'] * 1e3:.2f} ms, memory {line['memory_s'] * 1e3:.2f} ms)",
-  ]
-  for kind, row in report["collectives"].items():
-    lines.append(f"  {kind:<22}{row['count']:4d} x, {row['bytes'] / 2**20:.1f} MiB")
-  lines.append("  largest buffers (they share memory over time):")
-  for row in report["buffers"]:
-    made_by = f"{row['op_name'] or row['opcode']}  {row['source']}"
-    lines.append(f"  {row['bytes'] / 2**20:9.1f} MiB  {shortened(row['shape'])}  {made_by}")
-  return "\n".join(lines)
-
-
-def shortened(shape: str) -> str:
-  """The first of many arrays, and how many more there are."""
-  first, *more = shape.split(" ")
-  return f"{first} and {len(more)} more" if more else first
+    return dict(read_json(path)) if path.exists() else {}
+  except (FileError, TypeError, ValueError):
+    return {}
 
 
 if __name__ == "__main__":

@@ -24,10 +24,10 @@ import jax
 import numpy as np
 from absl import flags
 
-from launch import apart, benchmark
+from launch import apart
 from launch import flags as launch_flags
 from rcnn_jax import experiment as experiments
-from rcnn_jax import ranges
+from rcnn_jax import ranges, timing
 from rcnn_jax.data import loader
 from rcnn_jax.data.source import Source
 from rcnn_jax.evaluation import ladder, plots, report
@@ -200,10 +200,10 @@ def failure(climb: Climb, lock: IO, command: str, *options: str) -> str | None:
 def write(climbs: list[Climb], settings: Settings) -> None:
   """Times the finished rungs if need be; writes and prints what there is to say of them."""
   workdir, path = settings.workdir, settings.workdir / "ladder.json"
-  timing = timing_of(climbs, past_timing(path), settings)
-  rungs = [described(climb, timing["seconds"][climb.experiment.name]) for climb in climbs]
-  text = "\n".join([ladder.table(rungs), "", *ladder.comparisons(rungs), *circumstances(timing)])
-  written = {"rungs": [ladder.as_json(rung) for rung in rungs], "proposals": settings_of(climbs), "timing": timing}
+  times = timing_of(climbs, past_timing(path), settings)
+  rungs = [described(climb, times["seconds"][climb.experiment.name]) for climb in climbs]
+  text = "\n".join([ladder.table(rungs), "", *ladder.comparisons(rungs), *circumstances(times)])
+  written = {"rungs": [ladder.as_json(rung) for rung in rungs], "proposals": settings_of(climbs), "timing": times}
   write_json(path, written)
   write_text(workdir / "table.txt", text + "\n")
   points = [(rung.label, rung.seconds, rung.metrics["AP50"] or 0.0) for rung in rungs]
@@ -230,14 +230,14 @@ def timing_of(climbs: list[Climb], past: dict[str, Any], settings: Settings) -> 
   }
   if wanted.items() <= past.items() and not settings.time_again:
     return past
-  return wanted | {"environment": benchmark.environment(), "seconds": timed(climbs, settings)}
+  return wanted | {"environment": timing.environment(), "seconds": timed(climbs, settings)}
 
 
-def circumstances(timing: dict[str, Any]) -> list[str]:
+def circumstances(times: dict[str, Any]) -> list[str]:
   """Two lines below the table: what the times are, and where they were taken."""
-  where = timing["environment"]
+  where = times["environment"]
   return [
-    f"network: batch 1, median of {timing['repeats']} passes over {timing['images']} test images, rungs in turns; "
+    f"network: batch 1, median of {times['repeats']} passes over {times['images']} test images, rungs in turns; "
     "proposals: mean over the test images, one core; training: steps and fits, without evaluations",
     f"{where['device']}, {where['cores']} cores, jax {where['jax']}, flax {where['flax']}, Python {where['python']}, "
     f"{where['date']}",
@@ -248,7 +248,7 @@ def timed(climbs: list[Climb], settings: Settings) -> dict[str, list[float]]:
   """Seconds of one image, [median, least, most] of the repeats of each rung, which take turns."""
   print(f"timing {len(climbs)} rungs", flush=True)
   repeats = {climb.experiment.name: detection(climb, settings.timing_images) for climb in climbs}
-  seconds = benchmark.alternate(repeats, settings.timing_repeats)
+  seconds = timing.alternate(repeats, settings.timing_repeats)
   return {name: [statistics.median(each), min(each), max(each)] for name, each in seconds.items()}
 
 
@@ -258,7 +258,7 @@ def detection(climb: Climb, num_images: int) -> Callable[[], float]:
   data = dataclasses.replace(run.experiment.data, load_masks=False, load_keypoints=False)
   batches = loader.eval_batches(data, climb.source, batch_size=1)
   places = np.unique(np.linspace(0, len(batches) - 1, num_images).round().astype(int))
-  return benchmark.detection(run, [next(batches.start(int(place))) for place in places])
+  return timing.detection(run, [next(batches.start(int(place))) for place in places])
 
 
 def described(climb: Climb, seconds: list[float]) -> Rung:

@@ -19,8 +19,9 @@ from typing import Any
 import jax
 from absl import flags
 
-from launch import benchmark, evaluate, import_weights
+from launch import evaluate, import_weights
 from launch import flags as launch_flags
+from rcnn_jax import timing
 from rcnn_jax.data import loader
 from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.files import write_json, write_text
@@ -76,7 +77,7 @@ def timed(runs: dict[str, Run], num_batches: int, repeats: int) -> dict[str, lis
   data = next(iter(runs.values())).experiment.data
   bare = dataclasses.replace(data, load_masks=False, load_keypoints=False, max_objects=None)
   batches = list(itertools.islice(loader.eval_batches(bare, data.eval.open()), num_batches))
-  return benchmark.alternate({name: benchmark.detection(run, batches) for name, run in runs.items()}, repeats)
+  return timing.alternate({name: timing.detection(run, batches) for name, run in runs.items()}, repeats)
 
 
 def row(run: Run, metrics: dict[str, float | None], seconds: list[float]) -> dict[str, Any]:

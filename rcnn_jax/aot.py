@@ -64,8 +64,8 @@ def largest_buffers(text: str, count: int) -> list[Buffer]:
   arguments, what lies in a memory on the chip, and the inside of fusions, which is never stored. Buffers that are not
   needed at one time share memory: the sum of the rows is no peak.
   """
-  inside = set(re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", text))
-  lines = source_lines(text)
+  inside = set(re.findall(r"(?:to_apply|calls)=%?([\w.\-]+)", text)) - _called_in_turn(text)
+  lines, named = source_lines(text), _named(text)
   rows = []
   for computation, shape, opcode, line in _instructions(text):
     if computation in inside or opcode in NO_BUFFER or opcode.endswith("-start"):
@@ -73,8 +73,46 @@ def largest_buffers(text: str, count: int) -> list[Buffer]:
     arrays = [array for array in ARRAY.findall(shape) if not re.search(r"S\([1-9]\d*\)", array[2])]
     size = sum(array_bytes(*each) for each in arrays)
     shapes = " ".join(f"{kind}[{sides}]" for kind, sides, _ in arrays)
+    if "op_name=" not in line:  # a fusion of several results has no name of its own: the last one's is told
+      line = named.get(_first(r"calls=%?([\w.\-]+)", line), line)
     rows.append(Buffer(size, shapes, opcode, _first(r'op_name="([^"]*)"', line), _source(line, lines)))
   return sorted(rows, key=lambda row: -row.bytes)[:count]
+
+
+def custom_calls(text: str) -> dict[str, int]:
+  """{target: how many}: the calls of libraries, and of the compiler's own routines, that stand in the program."""
+  found: dict[str, int] = {}
+  for _, _, opcode, line in _instructions(text):
+    if opcode == "custom-call":
+      target = _first(r'custom_call_target="([^"]*)"', line)
+      found[target] = found.get(target, 0) + 1
+  return found
+
+
+def library_bytes(text: str) -> int:
+  """Bytes that calls of libraries read and write, by the shapes of what goes in and comes out.
+
+  As in XLA's own count, the body of a loop counts once, and of the branches of a conditional the largest.
+  """
+  parts: dict[str, list[tuple[str, str, str]]] = {}
+  sizes: dict[str, int] = {}
+  for computation, shape, opcode, line in _instructions(text):
+    parts.setdefault(computation, []).append((shape, opcode, line))
+    sizes[INSTRUCTION.match(line)[1]] = sum(array_bytes(*each) for each in ARRAY.findall(shape))
+
+  def moved(computation: str) -> int:
+    total = 0
+    for shape, opcode, line in parts.get(computation, ()):
+      if opcode == "custom-call":
+        operands = re.findall(r"%([\w.\-]+)", line.partition("custom-call(")[2].partition(")")[0])
+        total += sum(sizes.get(name, 0) for name in (*operands, INSTRUCTION.match(line)[1]))
+      elif opcode == "conditional":
+        total += max(map(moved, _branches(line)), default=0)
+      elif opcode in ("while", "call"):
+        total += sum(map(moved, re.findall(r"(?:body|condition|to_apply)=%?([\w.\-]+)", line)))
+    return total
+
+  return moved(_first(r"(?m)^ENTRY %?([\w.\-]+)", text))
 
 
 def source_lines(text: str) -> dict[int, str]:
@@ -119,6 +157,23 @@ def _instructions(text: str) -> Iterator[tuple[str, str, str, str]]:
       yield computation, match[2], match[3], line
     elif match := COMPUTATION.match(line):
       computation = match[1]
+
+
+def _branches(line: str) -> list[str]:
+  """The computations that a conditional chooses from."""
+  several = _first(r"branch_computations=\{([^}]*)\}", line)
+  return re.findall(r"[\w.\-]+", several) or re.findall(r"(?:true|false)_computation=%?([\w.\-]+)", line)
+
+
+def _called_in_turn(text: str) -> set[str]:
+  """The computations that stand in a call of their own, whose results are stored like any other's."""
+  calls = (line for _, _, opcode, line in _instructions(text) if opcode == "call")
+  return {_first(r"to_apply=%?([\w.\-]+)", line) for line in calls}
+
+
+def _named(text: str) -> dict[str, str]:
+  """{computation: the last of its lines that has a name of the traced function}."""
+  return {computation: line for computation, _, _, line in _instructions(text) if "op_name=" in line}
 
 
 def _source(line: str, lines: dict[int, str]) -> str:

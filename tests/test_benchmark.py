@@ -12,7 +12,8 @@ import textwrap
 import numpy as np
 import pytest
 
-from launch.benchmark import alternate, random_boxes, summary
+from rcnn_jax.synthetic import random_boxes
+from rcnn_jax.timing import alternate, summary
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXPERIMENT = """

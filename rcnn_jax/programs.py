@@ -1,0 +1,191 @@
+"""An experiment's train step and detection as programs for a mesh, and what the compiled program tells.
+
+Nothing is run and no array is made: the devices of the mesh need not be there (`rcnn_jax.chips`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from rcnn_jax import aot
+from rcnn_jax.chips import LONGEST, Chip, CompileError, compiler_options
+from rcnn_jax.experiment import Experiment
+from rcnn_jax.models.detector import init_variables
+from rcnn_jax.synthetic import largest_canvas, sized_model, synthetic_batch
+from rcnn_jax.training import mesh as meshes
+from rcnn_jax.training import step as steps
+
+NUM_BUFFERS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+  """A program that is asked for."""
+
+  experiment: Experiment
+  what: str  # 'train' or 'detect'
+  batch_size: int  # of all devices
+  num_classes: int = 80  # where the experiment leaves them to its data
+  num_objects: int = 100  # rows of an image for them
+
+  @property
+  def canvas(self) -> tuple[int, int]:
+    """(height, width): the largest that the program is compiled for."""
+    return largest_canvas(self.experiment.data, self.what)
+
+
+def lowered(asked: Asked, mesh: Mesh) -> Any:
+  """The program before it is compiled; raises TrainingError where the devices do not divide the batch."""
+  meshes.check_batch_size(asked.batch_size, mesh)
+  model = sized_model(asked.experiment, asked.num_classes)
+  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), asked.canvas))
+  copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)
+  # One image is drawn; of the others the shape is enough.
+  sizes = {"num_objects": asked.num_objects, "num_classes": asked.num_classes, "canvas": asked.canvas}
+  one = synthetic_batch(asked.experiment, 1, **sizes)
+  batch = shapes(one, divided, asked.batch_size)
+  if asked.what == "train":
+    stage = asked.experiment.stages[0]
+    state = jax.eval_shape(lambda variables: steps.first_state(variables, stage), variables)
+    step = steps.make_train_step(model, stage, mesh, seed=0, num_steps=10_000)
+    return step.lower(shapes(state, copies), batch)
+  detect = jax.jit(
+    lambda variables, batch: model.apply(variables, batch, method="detect"), in_shardings=(copies, divided)
+  )
+  return detect.lower(shapes(variables, copies), batch.replace(truth=None))
+
+
+def shapes(tree: Any, sharding: jax.sharding.Sharding, rows: int | None = None) -> Any:
+  """Shapes and dtypes of arrays in place of the arrays, with `rows` as the leading axis where that is given."""
+
+  def described(x):
+    shape = x.shape if rows is None else (rows, *x.shape[1:])
+    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding)
+
+  return jax.tree.map(described, tree)
+
+
+def fingerprint(program: Any) -> str:
+  """Equal for equal programs: what is compiled, without the lines that made it."""
+  return hashlib.sha256(program.as_text().encode()).hexdigest()[:16]
+
+
+def compiled(program: Any, chip: Chip) -> tuple[Any, float]:
+  """(the compiled program, the seconds that the compiler took); raises CompileError where it refuses."""
+  began = time.perf_counter()
+  try:
+    done = program.compile(compiler_options=compiler_options(chip))
+  except jax.errors.JaxRuntimeError as error:
+    raise CompileError(refusal(str(error))) from error
+  return done, time.perf_counter() - began
+
+
+def refusal(said: str) -> str:
+  """What the compiler said, in one line."""
+  said = " ".join(said.split())
+  if "RESOURCE_EXHAUSTED" in said:
+    needs = re.search(r"the total memory required.*?\)(?: exceeds [^()]*\(\S+\))?", said)
+    return f"the program does not fit the device's memory: {(needs[0] if needs else said)[:LONGEST]}"
+  return f"the compiler refuses the program: {said[:LONGEST]}"
+
+
+def memory_of(done: Any) -> dict[str, int]:
+  """Bytes of one device: arguments, results, results in the place of arguments, temporaries, the peak."""
+  memory = done.memory_analysis()
+  parts = {name: getattr(memory, f"{name}_size_in_bytes") for name in ("argument", "output", "alias", "temp")}
+  whole = parts["argument"] + parts["output"] - parts["alias"] + parts["temp"]
+  return parts | {"peak": getattr(memory, "peak_memory_in_bytes", 0) or whole}
+
+
+def work_of(asked: Asked, mesh: Mesh, program: Any, done: Any, chip: Chip) -> dict[str, float]:
+  """FLOPs and bytes of one device, and where the compiler has it, its own estimate of the seconds."""
+  if not chip.target:
+    cost = done.cost_analysis() or {}
+    # Of a call of its own, which joins bits and takes no time, the compiler says -1 s.
+    seconds = cost.get("optimal_seconds", 0.0) + aot.custom_calls(done.as_text()).get("ConcatBitcast", 0)
+    told = {"estimate_s": seconds} if seconds > 0 else {}
+    return {"flops": cost.get("flops", 0.0), "bytes": cost.get("bytes accessed", 0.0)} | told
+  # The GPU's compiler counts nothing. FLOPs are those of the program before it is compiled, where products are not
+  # yet calls of a library, for one device's images on one device; bytes those of the compiled program.
+  if mesh.size > 1:
+    share = dataclasses.replace(asked, batch_size=asked.batch_size // mesh.size)
+    program = lowered(share, Mesh(mesh.devices[:1], mesh.axis_names))
+  flops = _counted(program.compiler_ir("hlo").as_hlo_module())["flops"]
+  (module,) = done.runtime_executable().hlo_modules()
+  # Of a library's call the count says -1 byte.
+  calls = sum(aot.custom_calls(done.as_text()).values())
+  moved = _counted(module)["bytes accessed"] + calls + aot.library_bytes(done.as_text())
+  return {"flops": flops, "bytes": moved}
+
+
+def _counted(module: Any) -> dict[str, float]:
+  """XLA's own count over a program in its language, which is no public part of JAX."""
+  from jax._src.lib import _jax
+
+  return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
+
+
+def roofline(flops: float, moved: float, chip: Chip, dtype: str) -> dict:
+  """The least seconds that a step can take by the chip's peak numbers, and which of them bounds it."""
+  seconds = {"arithmetic": flops / getattr(chip, dtype), "memory": moved / chip.bandwidth}
+  bound = max(seconds, key=seconds.get)
+  return {"s": seconds[bound], "bound": bound} | {f"{name}_s": value for name, value in seconds.items()}
+
+
+def told(asked: Asked, mesh: Mesh, program: Any, chip: Chip) -> dict:
+  """Compiles a program and says what it tells: memory, work, collectives, the largest buffers, of one device.
+
+  Raises:
+    CompileError: the compiler refuses the program.
+  """
+  done, seconds = compiled(program, chip)
+  text = done.as_text()
+  work = work_of(asked, mesh, program, done, chip)
+  return {
+    "compile_s": seconds,
+    "memory": memory_of(done) | {"device": chip.memory, "lent": int(chip.memory * chip.lent)},
+    **work,
+    "roofline": roofline(work["flops"], work["bytes"], chip, asked.experiment.model.dtype),
+    "collectives": aot.collectives(text),
+    "buffers": [dataclasses.asdict(row) for row in aot.largest_buffers(text, NUM_BUFFERS)],
+  }
+
+
+def fits(asked: Asked, mesh: Mesh, chip: Chip) -> tuple[bool, int]:
+  """(whether the program fits a device's memory, its peak in bytes; 0 where the compiler refuses it for that)."""
+  try:
+    peak = memory_of(compiled(lowered(asked, mesh), chip)[0])["peak"]
+  except CompileError as error:
+    if "does not fit" not in str(error):
+      raise
+    return False, 0
+  return peak <= chip.memory, peak
+
+
+def largest(fits: Callable[[int], bool], guess: int) -> int:
+  """The largest count >= 0 that fits, where every smaller one fits too, by bisection about a guess >= 1.
+
+  The guess is asked first, then counts ever further from it, then the middle between one that fits and one that does
+  not: few questions where the guess is good, and a logarithm of the answer where it is not.
+  """
+  low, high, step = 0, math.inf, 1  # low fits, high does not
+  while high - low > 1:
+    if high == math.inf:
+      asked = guess if low == 0 else low + step
+    elif low == 0 and high - step > 1:
+      asked = high - step
+    else:
+      asked = (low + high) // 2
+    if low or high < math.inf:
+      step *= 2
+    low, high = (asked, high) if fits(asked) else (low, asked)
+  return low
