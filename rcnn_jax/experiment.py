@@ -74,6 +74,7 @@ class Experiment:
   evaluation: Evaluation = Evaluation()
   checkpoints: Checkpoints = Checkpoints()
   init: BackboneWeights | None = None
+  max_skipped_steps: int = 3  # in a row, whose loss or gradient is not finite: the training stops
 
   def override(self, changes: dict[str, Any]) -> Experiment:
     """Returns the experiment with the values at some paths replaced.

@@ -19,3 +19,12 @@ def gathered(value: Any) -> list[Any]:
   lengths = multihost_utils.process_allgather(np.array(len(data), np.int32))
   padded = multihost_utils.process_allgather(np.pad(data, (0, lengths.max() - len(data))))
   return [pickle.loads(row[:length].tobytes()) for row, length in zip(padded, lengths, strict=True)]
+
+
+def whole(tree: Any) -> Any:
+  """Arrays on devices, of all processes if need be -> numpy arrays of the same global values; all must call this."""
+  if jax.process_count() == 1:
+    return jax.device_get(tree)
+  from jax.experimental import multihost_utils
+
+  return multihost_utils.process_allgather(tree, tiled=True)

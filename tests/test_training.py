@@ -13,8 +13,9 @@ import pytest
 import tiny
 
 from rcnn_jax.experiment import Evaluation
+from rcnn_jax.files import FileError
 from rcnn_jax.models.layers import BatchNorm
-from rcnn_jax.training import checkpoint, log, loop
+from rcnn_jax.training import checkpoint, log, loop, soundness
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import AdamW, Constant, Rule, TrainingError, flatten
 from rcnn_jax.training.stages import Sgd
@@ -270,34 +271,83 @@ def test_a_metric_that_is_not_there_is_told(tmp_path, capsys):
   )
 
 
+def poisoned(batch):
+  """Targets out of range, for which take_along_axis fills in NaN: the loss is not a number."""
+  return batch.replace(truth=batch.truth.replace(classes=np.full_like(batch.truth.classes, 99)))
+
+
 class Poisoned(tiny.Loader):
-  """At the fifth step the targets are such that the loss is not a number."""
+  """Some steps have a loss that is not a number."""
+
+  steps = (5,)
 
   def __next__(self):
     batch = super().__next__()
-    if self.given != 5:
-      return batch
-    classes = np.full_like(batch.truth.classes, 99)  # out of range: take_along_axis fills with NaN
-    return batch.replace(truth=batch.truth.replace(classes=classes))
+    return poisoned(batch) if self.given in self.steps else batch
 
 
-def test_a_loss_that_is_not_finite_stops_the_training(tmp_path):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_not_finite_changes_nothing_but_its_number(accumulate):
+  stage = Sgd(steps=4, schedule=Constant(0.5), ema=0.5, weight_decay=0.1, accumulate=accumulate)
+  model = tiny.model_of(tiny.experiment()).clone(norm=True)
+  good = tiny.batch_of(range(8))
+  _, before, _, _ = steps(stage, [good], model)
+  _, after, metrics, _ = steps(stage, [good, poisoned(good)], model)
+  assert (int(after.step), int(after.skipped), int(before.skipped)) == (2, 1, 0)
+  assert [row["skipped"] for row in metrics] == [0, 1] and np.isnan(metrics[1]["loss"])
+  jax.tree.map(np.testing.assert_array_equal, after.replace(step=0, skipped=0), before.replace(step=0, skipped=0))
+  _, again, _, _ = steps(stage, [good, poisoned(good), good], model)
+  assert int(again.skipped) == 0 and not np.array_equal(again.batch_stats["normalise"]["mean"], 0)
+  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(again))
+
+
+def test_after_so_many_in_a_row_nothing_moves_any_more_so_that_the_last_one_can_be_repeated():
+  good, bad = tiny.batch_of(range(8)), poisoned(tiny.batch_of(range(8)))
+  model = tiny.model_of(tiny.experiment())
+  state = create_state(tiny.variables_of(tiny.experiment()), Sgd(steps=9), ONE)
+  train_step = make_train_step(model, Sgd(steps=9), ONE, seed=0, num_steps=9, max_skipped=2)
+  kept = jax.device_get(state.params)
+  for batch, skipped in ((bad, 1), (bad, 2), (good, 3)):
+    state, _ = train_step(state, meshes.shard_batch(batch, ONE))
+    assert int(state.skipped) == skipped
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(state.params), kept)
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_images_and_the_training_goes_on(tmp_path, capsys):
   exp = tiny.experiment()
   ids = [next(batches).image_id for batches in [Poisoned(exp.data, exp.seed, 6)] for _ in range(5)][-1]
-  with pytest.raises(TrainingError, match="loss is not finite at step 5: .*image ids ") as caught:
+  train(exp, tmp_path, loader=Poisoned)
+  (told,) = [line for line in capsys.readouterr().out.splitlines() if "not finite" in line]
+  assert told.startswith("the loss is not finite (") and "loss nan, loss/class nan, loss/size 0.0" in told
+  assert told.endswith(f" at step 5; image ids {ids.tolist()}: the step changes nothing")
+  rows = log.rows(tmp_path)
+  assert all(np.isfinite(row["loss"]) for row in rows)
+  assert [row.get("skipped_steps") for row in rows] == [None, None, 1.0]
+
+
+def test_three_in_a_row_stop_the_training_and_the_last_one_is_repeated(tmp_path, monkeypatch):
+  monkeypatch.setattr(Poisoned, "steps", (3, 4, 5))
+  exp = tiny.experiment()
+  with pytest.raises(TrainingError, match=r"the loss is not finite \(.*\) at step 5; image ids .*: 3 in a row") as caught:
     train(exp, tmp_path, loader=Poisoned)
-  assert str(ids.tolist()) in str(caught.value)
-  assert checkpoint.load_run(tmp_path, "latest").step == 3  # the last good one stays
-  assert all(np.isfinite(row["loss"]) for row in log.rows(tmp_path))
+  assert str(caught.value).endswith(f"; python -m launch.repeat_step --workdir={tmp_path} --step=5 repeats the step")
+  step = soundness.kept(tmp_path, 5)
+  good = checkpoint.load_run(tmp_path, 3)  # step 3 changed nothing, nor did what came after
+  assert good.step == 3 and (step.step, step.stage) == (5, 0)
+  lines = soundness.repeat(exp, tiny.model_of(exp), step)
+  assert lines[0] == "loss nan" and "loss/class nan" in lines and "parameters: 0 of 3 are not finite" in lines
+  assert lines[-8:] == [f"image id {i} alone: loss, loss/class not finite" for i in step.batch.image_id]
+  with pytest.raises(FileError, match="no such step was kept; there are 5"):
+    soundness.kept(tmp_path, 4)
+  with pytest.raises(TrainingError, match="at step 5"):  # resumed from step 3, and two more
+    train(exp, tmp_path, loader=Poisoned)
 
 
 def test_a_gradient_that_is_not_finite_is_told_before_the_loss_is_not():
-  interval = log.Interval()
-  interval.add(3, 2, np.array([7, 9]), {"loss": jnp.float32(1.5), "grad_norm": jnp.float32(np.inf)})
-  with pytest.raises(
-    TrainingError, match=r"gradient is not finite at step 3: grad_norm inf, loss 1.5; image ids \[7, 9\]"
-  ):
-    interval.values()
+  values = {"grad_norm": float("inf"), "loss": 1.5}
+  assert soundness.fault(values) == "the gradient is not finite (grad_norm inf, loss 1.5)"
+  exp = tiny.experiment()
+  assert [soundness.limit_of(exp, steps) for steps in (1, 2, 4, 6, 1000)] == [1, 1, 2, 3, 3]
 
 
 def test_settings_that_do_not_fit(tmp_path):
@@ -325,7 +375,7 @@ def test_data_that_ends_too_early_is_an_error(tmp_path):
 def test_metrics_handed_to_a_checkpoint_do_not_grow_while_it_is_written():
   interval = log.Interval()
   metrics = {"loss": jnp.float32(1.0), "grad_norm": jnp.float32(1.0)}
-  interval.add(1, 8, np.arange(8), metrics)
+  interval.add(8, metrics)
   saved = interval.values()
-  interval.add(2, 8, np.arange(8), metrics)
+  interval.add(8, metrics)
   assert len(interval.values()) == 2 and len(saved) == 1

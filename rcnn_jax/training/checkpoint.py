@@ -1,8 +1,8 @@
 """A run's checkpoints: written, resumed from, and read by evaluation, prediction and further training.
 
 A checkpoint is one Orbax step directory with the items `variables` (params, batch_stats, ema_params), `optimizer`
-(step, opt_state, gradient_sum) and `host` (the state of the data iterator in each process, and the metrics of the
-steps since the last row of metrics.jsonl).
+(step, opt_state, gradient_sum) and `host` (the state of the data iterator in each process, the metrics of the steps
+since the last row of metrics.jsonl, and how many of the last steps were skipped in a row).
 """
 
 from __future__ import annotations
@@ -107,7 +107,13 @@ class CheckpointStore:
     arguments = ocp.args.Composite(
       variables=ocp.args.StandardSave(variables),
       optimizer=ocp.args.StandardSave(optimizer),
-      host=ocp.args.JsonSave({"loaders": hosts.gathered(_encode(loader_state)), "unlogged": unlogged}),
+      host=ocp.args.JsonSave(
+        {
+          "loaders": hosts.gathered(_encode(loader_state)),
+          "unlogged": unlogged,
+          "skipped": int(state.skipped),
+        }
+      ),
     )
     with _in_one_line(folder_of_checkpoints(self._workdir) / str(step), "written"):
       self._manager.save(step, args=arguments, force=True)
@@ -125,7 +131,9 @@ class CheckpointStore:
       loaders = restored.host["loaders"]
     if len(loaders) != jax.process_count():
       raise CheckpointError(f"the run was trained by {len(loaders)} processes, now there are {jax.process_count()}")
-    state = template.replace(**restored.variables, **restored.optimizer)
+    skipped = np.int32(restored.host.get("skipped", 0))
+    skipped = jax.make_array_from_callback((), template.skipped.sharding, lambda _: skipped)
+    state = template.replace(**restored.variables, **restored.optimizer, skipped=skipped)
     return state, _decode(loaders[jax.process_index()]), restored.host["unlogged"]
 
   def reached_preemption(self, step: int) -> bool:

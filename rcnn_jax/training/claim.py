@@ -33,6 +33,7 @@ IDLE = (
   "evaluation.keep_best",
   "evaluation.pictures",
   "checkpoints",
+  "max_skipped_steps",
 )
 # Paths that evaluation alone depends on: the training may go on, its numbers are others from there on.
 EVALUATED = ("data.num_proposals.1", "evaluation")

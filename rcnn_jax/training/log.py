@@ -104,23 +104,21 @@ class Interval:
 
   def __init__(self, values: list[dict[str, float]] | None = None):
     """`values`: the metrics of steps that belong to the row and were done before the run was resumed."""
-    self._pending = []  # (step, image ids of this process, metrics on the device)
-    self._values = list(values or [])  # metrics on the host, of steps known to be finite
+    self._pending = []  # metrics on the device
+    self._values = list(values or [])  # metrics on the host
     self._started = time.perf_counter()
     self._images = 0
     self._waited = 0.0
     self._excluded = 0.0
 
-  def add(self, step: int, batch_size: int, image_ids: np.ndarray, metrics: dict[str, jax.Array]) -> None:
-    """Notes a step that was dispatched; waits for the one before the last, so that few batches are in flight."""
-    self._pending.append((step, np.asarray(image_ids), metrics))
+  def add(self, batch_size: int, metrics: dict[str, jax.Array]) -> None:
+    """Notes a step that was dispatched."""
+    self._pending.append(metrics)
     self._images += batch_size
-    if len(self._pending) > 1:
-      jax.block_until_ready(self._pending[-2][2])
 
   def wait_for_data(self, seconds: float) -> None:
     """Counts time in which the device may have had nothing to do, unless it is still busy with the last step."""
-    if not self._pending or self._pending[-1][2]["loss"].is_ready():
+    if not self._pending or self._pending[-1]["loss"].is_ready():
       self._waited += seconds
 
   def exclude(self, seconds: float) -> None:
@@ -128,27 +126,23 @@ class Interval:
     self._excluded += seconds
 
   def values(self) -> list[dict[str, float]]:
-    """Fetches the metrics of each step so far; the list is the caller's own, which may be written while steps go on.
-
-    Raises:
-      TrainingError: naming the first step whose loss or gradient is not finite, and its images. A gradient that is
-        not spoils the parameters one step before the loss tells.
-    """
-    for step, image_ids, metrics in self._pending:
-      fetched = {name: float(value) for name, value in jax.device_get(metrics).items()}
-      if not (math.isfinite(fetched["loss"]) and math.isfinite(fetched["grad_norm"])):
-        what = "gradient" if math.isfinite(fetched["loss"]) else "loss"
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in fetched.items())
-        raise TrainingError(f"the {what} is not finite at step {step}: {terms}; image ids {image_ids.tolist()}")
-      self._values.append(fetched)
+    """Fetches the metrics of each step so far; the list is the caller's own, which may be written while steps go on."""
+    self._values += [{name: float(value) for name, value in row.items()} for row in jax.device_get(self._pending)]
     self._pending = []
     return list(self._values)
 
   def summary(self) -> dict[str, float]:
-    """Means over the interval, with images_per_s and data_wait (a share of the time)."""
+    """Means over the steps that were not skipped, with images_per_s and data_wait (a share of the time).
+
+    Where some were skipped, `skipped_steps` says how many.
+    """
     values = self.values()
     elapsed = max(time.perf_counter() - self._started - self._excluded, 1e-9)
-    means = {name: float(np.mean([each[name] for each in values])) for name in values[0]}
+    sound = [each for each in values if not each.get("skipped")]
+    names = [name for name in values[0] if name != "skipped"]
+    means = {name: float(np.mean([each[name] for each in sound or values])) for name in names}
+    if len(sound) < len(values):
+      means["skipped_steps"] = float(len(values) - len(sound))
     rates = {"images_per_s": self._images / elapsed, "data_wait": min(self._waited / elapsed, 1.0)}
     return means | {"lr": values[-1]["lr"]} | rates
 

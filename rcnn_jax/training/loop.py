@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 
 from rcnn_jax.experiment import Evaluation, Experiment, override
 from rcnn_jax.training import mesh as meshes
-from rcnn_jax.training import moves, preemption
+from rcnn_jax.training import moves, preemption, soundness
 from rcnn_jax.training.checkpoint import CheckpointStore
 from rcnn_jax.training.log import Interval, RunLog, clock, progress_line, rows
 from rcnn_jax.training.optim import TrainingError, resolve
@@ -98,7 +98,7 @@ def run(
     The state after the last step.
 
   Raises:
-    TrainingError: for settings that do not fit, and for a loss that is not finite.
+    TrainingError: for settings that do not fit, and for losses or gradients that are not finite, several in a row.
     Stopped: after SIGTERM or SIGUSR1, with a checkpoint saved.
   """
   mesh = mesh or meshes.data_mesh()
@@ -118,7 +118,19 @@ def run(
     batches = loader(spans[-1].last)
     stack.callback(batches.close)
     trainer = _Trainer(
-      experiment, model, spans, batches, mesh, store, runlog, evaluate, evaluate_every, fit, notices, log_every
+      experiment,
+      str(workdir),
+      model,
+      spans,
+      batches,
+      mesh,
+      store,
+      runlog,
+      evaluate,
+      evaluate_every,
+      fit,
+      notices,
+      log_every,
     )
     return trainer.run(variables, start, rows(workdir))
 
@@ -142,6 +154,7 @@ def evaluation_interval(evaluation: Evaluation, steps_per_epoch: int) -> int | N
 @dataclasses.dataclass
 class _Trainer:
   experiment: Experiment
+  workdir: str
   model: nn.Module
   spans: tuple[Span, ...]
   batches: Iterator[Any]
@@ -190,6 +203,7 @@ class _Trainer:
 
   def _train(self, state: TrainState, span: Span, start: int, interval: Interval) -> TrainState:
     """The steps start + 1 .. span.last; `interval` is what the next row of the log sums up."""
+    limit = soundness.limit_of(self.experiment, span.last - span.first)
     train_step = make_train_step(
       self.model,
       span.stage,
@@ -197,20 +211,27 @@ class _Trainer:
       seed=self.experiment.seed,
       num_steps=span.last - span.first,
       first_step=span.first,
+      max_skipped=limit,
     )
     batch_size = self.experiment.data.batch_size[0]
     self._announce(state, span)
+    watch = soundness.Watch(limit, int(state.skipped), self.log.say)
     for step in range(start + 1, span.last + 1):
       batch = self._next_batch(interval, step)
       state, metrics = self._dispatch(train_step, state, batch, interval)
-      interval.add(step, batch_size, batch.image_id, metrics)
+      interval.add(batch_size, metrics)
       stopping = bool(self.notices) or self.store.reached_preemption(step)
-      if step % self.log_every == 0 or step == span.last:
+      logging, saving = step % self.log_every == 0 or step == span.last, stopping or self._save_due(step)
+      with self._keeping(state, span):
+        watch.add(step, batch, metrics)
+        if logging or saving:
+          watch.flush()
+      if logging:
         values = interval.summary()
         self.log.write(step, "train", values)
         self.log.say(progress_line(step, self.total, values, batch_size))
         interval = Interval()
-      if stopping or self._save_due(step):
+      if saving:
         began = time.perf_counter()
         self.store.save(step, state, self.batches.get_state(), interval.values())
         if stopping and (step < self.total or self._evaluation_due(step)):
@@ -218,6 +239,16 @@ class _Trainer:
         self._evaluate_if_due(step, state)
         interval.exclude(time.perf_counter() - began)
     return state
+
+  @contextlib.contextmanager
+  def _keeping(self, state: TrainState, span: Span) -> Iterator[None]:
+    """Within, a step that ends the training because it is not finite is kept, to be repeated."""
+    try:
+      yield
+    except soundness.NotFinite as error:
+      soundness.keep(self.workdir, error, self.spans.index(span), state)
+      again = f"python -m launch.repeat_step --workdir={self.workdir} --step={error.step}"
+      raise TrainingError(f"{error}; {again} repeats the step") from error
 
   def _fit(self, state: TrainState, span: Span) -> TrainState:
     """A stage of one step: what it fits is saved, logged and evaluated."""

@@ -25,7 +25,7 @@ from rcnn_jax.training import optim
 from rcnn_jax.training.stages import Sgd
 
 Array = Any
-Metrics = dict[str, Array]  # f32[] each: loss, loss/<term>, grad_norm, lr
+Metrics = dict[str, Array]  # f32[] each: loss, loss/<term>, grad_norm, lr, skipped (0 or 1)
 
 
 @struct.dataclass
@@ -36,6 +36,7 @@ class TrainState:
   params: dict
   batch_stats: dict  # {} where the model has none
   opt_state: Any  # holds the trainable parameters' leaves only
+  skipped: Array  # i32[], how many of the last steps were skipped in a row
   gradient_sum: dict | None = None  # with accumulate > 1: the sum since the last update
   ema_params: dict | None = None
 
@@ -65,6 +66,7 @@ def first_state(variables: dict, stage: Sgd, step: int = 0) -> TrainState:
     params=variables["params"],
     batch_stats=variables.get("batch_stats", {}),
     opt_state=transform(stage, variables["params"]).init(trainable),
+    skipped=jnp.int32(0),
     gradient_sum=jax.tree.map(jnp.zeros_like, trainable) if stage.accumulate > 1 else None,
     ema_params=variables["params"] if stage.ema is not None else None,
   )
@@ -84,9 +86,18 @@ def transform(stage: Sgd, params: dict) -> optax.GradientTransformation:
 
 
 def make_train_step(
-  model: nn.Module, stage: Sgd, mesh: Mesh, *, seed: int, num_steps: int, first_step: int = 0
+  model: nn.Module,
+  stage: Sgd,
+  mesh: Mesh,
+  *,
+  seed: int,
+  num_steps: int,
+  first_step: int = 0,
+  max_skipped: int | None = None,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
   """The step of a stage, jitted once for each canvas; the state that goes in is donated.
+
+  A step whose loss or gradient is not finite is skipped: it changes nothing but the number of the step.
 
   Args:
     model: has a method `losses(batch, key) -> dict[str, f32[]]`, of the images of one device, whose terms are divided
@@ -96,12 +107,13 @@ def make_train_step(
     seed: the random key of a step depends on this, on the number of the step and on nothing else.
     num_steps: the length of the stage, which its schedule is fitted to.
     first_step: the number of the stage's first step.
+    max_skipped: after so many skipped steps in a row, all are skipped, so that the last one can be repeated.
   """
   model = override(model, dict(stage.model))
 
   # Each device computes what belongs to its images, and no box waits for another device's.
   gradients_of = jax.shard_map(
-    functools.partial(_gradients, model, stage),
+    functools.partial(loss_and_gradients, model, stage),
     mesh=mesh,
     in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
     out_specs=PartitionSpec(),
@@ -112,18 +124,27 @@ def make_train_step(
     key = jax.random.fold_in(random.named(jax.random.key(seed), "train"), state.step)
     gradients, batch_stats, metrics = gradients_of(state.params, state.batch_stats, batch, key)
     lr = optim.learning_rate(stage.schedule, state.step - first_step, num_steps)
-    state = state.replace(batch_stats=batch_stats)
+    norm = optim.global_norm(gradients)
+    sound = jnp.isfinite(metrics["loss"]) & jnp.isfinite(norm)
+    if max_skipped is not None:
+      sound &= state.skipped < max_skipped
+    moved = state.replace(batch_stats=batch_stats)
     if stage.accumulate == 1:
-      state = _update(stage, state, gradients, lr)
+      moved = _update(stage, moved, gradients, lr)
     else:
-      state = _accumulate(stage, state, gradients, lr, state.step - first_step)
-    return state.replace(step=state.step + 1), metrics | {"lr": lr, "grad_norm": optim.global_norm(gradients)}
+      moved = _accumulate(stage, moved, gradients, lr, state.step - first_step)
+    kept = jax.tree.map(functools.partial(jnp.where, sound), moved, state)
+    skipped = jnp.where(sound, 0, state.skipped + 1)
+    metrics |= {"lr": lr, "grad_norm": norm, "skipped": 1.0 - sound}
+    return kept.replace(step=state.step + 1, skipped=skipped), metrics
 
   copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)
   return jax.jit(train_step, donate_argnums=0, in_shardings=(copies, divided), out_shardings=copies)
 
 
-def _gradients(model, stage, params, statistics, batch, key) -> tuple[dict, dict, Metrics]:
+def loss_and_gradients(
+  model: nn.Module, stage: Sgd, params: dict, statistics: dict, batch: Any, key: Array
+) -> tuple[dict, dict, Metrics]:
   """Gradients (flat, of the trainable parameters), the new batch statistics, the loss and its terms, of all devices."""
   rules = optim.resolve(stage.rules, params)
   trainable, frozen = partition(params, rules)
