@@ -118,8 +118,13 @@ def test_keypoint_names_capital():
   source = sound("keypoint_names_capital")
   assert source.keypoints.flip_pairs == ((0, 1),)
   annotations = source.annotations(0)
+  objects = (annotations.boxes, annotations.classes, annotations.crowd, annotations.difficult)
   example = transforms.Example(
-    source.image(0), annotations.boxes, None, annotations.keypoints, source.keypoints.flip_order, None
+    source.image(0),
+    *objects,
+    canvas=annotations.size,
+    keypoints=annotations.keypoints,
+    flip_order=source.keypoints.flip_order,
   )
   flipped = transforms.flip(example)
   # Left_Eye at x = 21 and Right_Eye at 51 of 96 pixels: mirrored, the left one is where the right one was.

@@ -296,6 +296,21 @@ def test_boxes_masks_and_joints_go_with_the_scale():
   assert (shares[:2] > 0.98).all() and not shares[2:].any()  # bilinear samples round the corners off
 
 
+def test_a_mirrored_image_has_the_crops_and_joints_of_the_stored_one_bit_for_bit():
+  settings = data(resize=Resize((40,), 60), canvases=((48, 64),), load_masks=True, load_keypoints=True)
+  settings = dataclasses.replace(settings, augmentations=(HorizontalFlip(1.0), ColorJitter(0, 0, 0)))
+  for index in range(len(SIZES)):
+    stored = pipeline.load(settings, Rectangles(), index, (48, 64), 8, None)
+    mirrored = pipeline.load(settings, Rectangles(), index, (48, 64), 8, np.random.default_rng(index))
+    valid, (height, width) = stored.truth.valid, stored.image_size
+    np.testing.assert_array_equal(mirrored.truth.masks, stored.truth.masks[:, :, ::-1])
+    np.testing.assert_array_equal(mirrored.image[:height, :width], stored.image[:height, :width][:, ::-1])
+    np.testing.assert_array_equal(mirrored.truth.boxes[valid, 2], width - stored.truth.boxes[valid, 0])
+    np.testing.assert_array_equal(mirrored.truth.keypoints[valid, 0, 0], width - stored.truth.keypoints[valid, 1, 0])
+    for name in ("classes", "crowd", "difficult", "valid"):
+      np.testing.assert_array_equal(getattr(mirrored.truth, name), getattr(stored.truth, name))
+
+
 def test_images_without_trainable_objects_can_be_skipped():
   ids = {int(number) for batch in take(train(data(skip_empty=True)), 12) for number in batch.image_id}
   assert ids == {2, 3, 4, 5, 6, 7}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle
 
-from rcnn_jax.data import transforms
+from rcnn_jax.data import object_masks
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.source import clean
 from rcnn_jax.ops import boxes as box_ops
@@ -109,7 +109,7 @@ def test_targets_from_crops_are_those_from_whole_masks(folder, annotations, ever
   for index in range(0, len(source), every):
     image = clean(source.annotations(index))
     image = image.take(np.flatnonzero(~image.crowd)[:20])
-    crops = transforms.mask_crops(image.segmentations, image.boxes)
+    crops = object_masks.mask_crops(image.segmentations, image.boxes)
     for box, crop, run_lengths in zip(image.boxes, crops, image.segmentations):
       rois = moved(box, image.size, rng)
       mask = rle.decode(run_lengths)

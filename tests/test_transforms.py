@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from rcnn_jax.data import transforms
+from rcnn_jax.data import object_masks, transforms
+from rcnn_jax.data.object_masks import Masks
 from rcnn_jax.data.transforms import ColorJitter, Example, HorizontalFlip, Resize
 
 sizes = st.tuples(st.integers(1, 2000), st.integers(1, 2000))
@@ -95,12 +96,19 @@ def test_whatever_the_size_it_fits(size, canvas):
   assert height <= chosen[0] and width <= chosen[1]
 
 
+BOXES = np.array([[1, 0, 3, 2], [0, 1, 8, 4]], np.float32)
+
+
 def example(width: int = 8) -> Example:
   rng = np.random.default_rng(0)
   return Example(
     image=rng.integers(0, 256, (4, width, 3), dtype=np.uint8),
-    boxes=np.array([[1, 0, 3, 2], [0, 1, 8, 4]], np.float32),
-    masks=rng.integers(0, 2, (2, 112, 112), dtype=np.uint8),
+    boxes=BOXES,
+    classes=np.array([1, 2], np.int32),
+    crowd=np.array([False, True]),
+    difficult=np.array([False, False]),
+    canvas=(4, width),
+    masks=Masks.of([encoded(rng.integers(0, 2, (4, width))) for _ in range(2)], BOXES),
     keypoints=np.array([[[1, 1, 2], [3, 1, 1], [0, 0, 0]]] * 2, np.float32),
     flip_order=np.array([0, 2, 1]),
   )
@@ -110,15 +118,17 @@ def test_flip_mirrors_pixels_boxes_masks_and_joints():
   flipped = transforms.flip(example())
   np.testing.assert_array_equal(flipped.image[:, 0], example().image[:, 7])
   assert flipped.boxes.tolist() == [[5, 0, 7, 2], [0, 1, 8, 4]]
-  np.testing.assert_array_equal(flipped.masks[:, :, 0], example().masks[:, :, 111])
+  crops, mirrored = (each.masks.crops(each.boxes) for each in (example(), flipped))
+  np.testing.assert_array_equal(mirrored, crops[:, :, ::-1])
   # Left and right change names; a joint that is not labelled stays at zero.
   assert flipped.keypoints[0].tolist() == [[7, 1, 2], [0, 0, 0], [5, 1, 1]]
 
 
 def test_flipping_twice_changes_nothing():
   twice = transforms.flip(transforms.flip(example()))
-  for name in ("image", "boxes", "masks", "keypoints"):
+  for name in ("image", "boxes", "keypoints"):
     np.testing.assert_array_equal(getattr(twice, name), getattr(example(), name))
+  np.testing.assert_array_equal(twice.masks.crops(twice.boxes), example().masks.crops(BOXES))
 
 
 def test_flip_probability():
@@ -148,7 +158,7 @@ def test_colours_of_float_pixels_change_like_those_of_bytes():
 
 def test_each_colour_change_does_what_its_name_says():
   pixels = np.array([[[200, 100, 0]], [[50, 50, 50]]], np.uint8)
-  given = Example(pixels, np.zeros((0, 4), np.float32))
+  given = dataclasses.replace(example(), image=pixels)
 
   def spread(image):  # of the colours of the first pixel
     return int(image[0, 0].max()) - int(image[0, 0].min())
@@ -172,7 +182,7 @@ def test_mask_crop_of_a_full_box_is_full_and_of_its_left_half_is_half():
   mask = np.zeros((40, 60), np.uint8)
   mask[8:24, 10:30] = 1
   boxes = np.array([[10, 8, 30, 24], [20, 8, 40, 24], [10, 0, 30, 16]], np.float32)
-  crops = transforms.mask_crops([encoded(mask)] * 3, boxes)
+  crops = object_masks.mask_crops([encoded(mask)] * 3, boxes)
   assert crops.shape == (3, 112, 112) and crops.dtype == np.uint8
   expected = np.zeros_like(crops)
   expected[0] = expected[1, :, :56] = expected[2, 56:] = 1
@@ -184,10 +194,10 @@ def test_mask_crop_of_a_full_box_is_full_and_of_its_left_half_is_half():
 
 def test_mask_crop_at_the_border_and_of_a_box_between_pixels():
   mask = np.ones((4, 4), np.uint8)
-  crops = transforms.mask_crops([encoded(mask)], np.array([[0, 0, 4, 4]], np.float32))
+  crops = object_masks.mask_crops([encoded(mask)], np.array([[0, 0, 4, 4]], np.float32))
   assert crops.all()
   mask[:, 2:] = 0  # columns 0 and 1: the edge is at x = 2, seven tenths into a box from 0.6 to 2.6
-  crop = transforms.mask_crops([encoded(mask)], np.array([[0.6, 1, 2.6, 3]], np.float32))[0]
+  crop = object_masks.mask_crops([encoded(mask)], np.array([[0.6, 1, 2.6, 3]], np.float32))[0]
   assert crop.sum(1).tolist() == [round(0.7 * 112)] * 112
 
 
@@ -200,6 +210,6 @@ def test_mask_crop_and_flip_commute(seed):
   box = np.array([[x1, y1, x1 + rng.uniform(2, 12), y1 + rng.uniform(2, 6)]], np.float32)
   mirrored = box.copy()
   mirrored[:, [0, 2]] = 21 - box[:, [2, 0]]
-  crop = transforms.mask_crops([encoded(mask)], box)[0]
-  other = transforms.mask_crops([encoded(mask[:, ::-1])], mirrored)[0]
+  crop = object_masks.mask_crops([encoded(mask)], box)[0]
+  other = object_masks.mask_crops([encoded(mask[:, ::-1])], mirrored)[0]
   assert np.mean(crop[:, ::-1] != other) < 0.02  # rounding on the edge itself

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy as np
 from rcnn_jax.data import transforms
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.images import size_problem
+from rcnn_jax.data.object_masks import Masks
 from rcnn_jax.data.proposals import Regions, StoredProposals
 from rcnn_jax.data.selective_search import SelectiveSearch
 from rcnn_jax.data.source import (
@@ -23,6 +24,7 @@ from rcnn_jax.data.source import (
   unfollowed_orientation,
   untrainable,
 )
+from rcnn_jax.data.transforms import Example
 from rcnn_jax.types import Batch, GroundTruth, Proposals
 
 logger = logging.getLogger(__name__)
@@ -123,16 +125,48 @@ def load(
   max_objects: int,
   rng: np.random.Generator | None,
   proposals: StoredProposals | None = None,
+  others: np.ndarray | None = None,
 ) -> Batch:
   """One image of the source as an unbatched `Batch` (no leading B) of numpy arrays.
 
   Args:
+    canvas: (height, width) on which it stands at the end.
     rng: the image's own generator in training; None in evaluation, which draws and augments nothing.
     proposals: of the source; the `limit` best of each image.
+    others: i64[n], the images from which augmentations that take others draw them, by number; None: all.
 
   Raises:
-    DataError: the image cannot be decoded, or has another size than its annotations say.
+    DataError: an image cannot be decoded, or has another size than its annotations say.
   """
+  opened = lambda number: _opened(data, source, number, canvas, proposals)
+  image_id, example = opened(index)
+  drawn = lambda: opened(int(rng.integers(len(source)) if others is None else rng.choice(others)))[1]
+  chain = (data.resize,) if rng is None else operations(data)
+  example = _augmented(example, rng, chain, drawn)
+  return _placed(example, image_id, max_objects, None if proposals is None else proposals.limit)
+
+
+def operations(data: Data) -> tuple:
+  """What is done to an image in training, in order: `data.resize` first, unless an augmentation resizes itself."""
+  resized = any(getattr(operation, "resizes", False) for operation in data.augmentations)
+  return data.augmentations if resized else (data.resize, *data.augmentations)
+
+
+def _augmented(example: Example, rng, chain: Sequence, drawn: Callable[[], Example]) -> Example:
+  """`drawn()` is another image of the source. One that an operation takes has gone through all that came before."""
+  for place, operation in enumerate(chain):
+    if getattr(operation, "takes_others", False):
+      before = chain[:place]
+      example = operation(example, rng, lambda before=before: _augmented(drawn(), rng, before, drawn))
+    else:
+      example = operation(example, rng)
+  return example
+
+
+def _opened(
+  data: Data, source: Source, index: int, canvas, proposals: StoredProposals | None
+) -> tuple[int, Example]:
+  """Image `index` and its sound objects as they were stored, and the image's id."""
   raw = source.annotations(index, masks=data.load_masks)
   if data.load_masks:
     require_masks(raw)
@@ -141,31 +175,21 @@ def load(
   if image.shape[:2] != tuple(annotations.size):
     problem = size_problem(image.shape[:2], annotations.size, unfollowed_orientation(source, index))
     raise DataError(f"{annotations.file_name}: {problem}")
-  annotations = annotations.take(np.arange(min(len(annotations.boxes), max_objects)))
-  room = None if proposals is None else (proposals[index], proposals.limit)
-  return _example(data, source, image, annotations, canvas, max_objects, rng, room)
+  regions = None if proposals is None else proposals[index]
+  return annotations.image_id, _unplaced(data, source, image, annotations, canvas, regions)
 
 
 def blank(data: Data, source: Source, canvas, max_objects: int, proposals: StoredProposals | None = None) -> Batch:
   """What fills up a short batch: like `load`, a black image without objects or proposals, with valid=False."""
   num_joints = len(source.keypoints.names) if source.keypoints else 0
-  none = np.zeros(0, np.int32)
-  annotations = Annotations(
-    image_id=0,
-    file_name="",
-    size=canvas,
-    boxes=np.zeros((0, 4), np.float32),
-    classes=none,
-    crowd=none.astype(bool),
-    difficult=none.astype(bool),
-    ids=none,
-    areas=none.astype(np.float32),
-    keypoints=np.zeros((0, num_joints, 3), np.float32),
-  )
-  nothing = None if proposals is None else (Regions(annotations.boxes, annotations.areas), proposals.limit)
-  image = np.zeros((*canvas, 3), np.uint8)
-  example = _example(data, source, image, annotations, canvas, max_objects, None, nothing)
-  return example.replace(valid=np.array(False))
+  no_regions = Regions(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+  none = _without_objects(data, np.zeros((*canvas, 3), np.uint8), canvas, no_regions)
+  if data.load_masks:
+    none = dataclasses.replace(none, masks=Masks.of((), none.boxes))
+  if data.load_keypoints:
+    none = dataclasses.replace(none, keypoints=np.zeros((0, num_joints, 3), np.float32))
+  blank_batch = _placed(data.resize(none, None), 0, max_objects, None if proposals is None else proposals.limit)
+  return blank_batch.replace(valid=np.array(False))
 
 
 def image_batch(
@@ -181,8 +205,10 @@ def image_batch(
   """
   canvas = canvas_of(images[0].shape[:2], data)
   ids = range(1, len(images) + 1) if image_ids is None else image_ids
-  rooms = [None] * len(images) if proposals is None else [(each, data.num_proposals[1]) for each in proposals]
-  return stack([_place(data, image, int(number), canvas, room) for image, number, room in zip(images, ids, rooms)])
+  found = [None] * len(images) if proposals is None else proposals
+  room = None if proposals is None else data.num_proposals[1]
+  examples = [_without_objects(data, image, canvas, regions) for image, regions in zip(images, found)]
+  return stack([_placed(data.resize(each, None), int(number), 8, room) for each, number in zip(examples, ids)])
 
 
 def stack(examples: Sequence[Batch]) -> Batch:
@@ -192,78 +218,67 @@ def stack(examples: Sequence[Batch]) -> Batch:
   return jax.tree.map(lambda *leaves: np.stack(leaves), *examples)
 
 
-def _example(data, source, image, annotations: Annotations, canvas, max_objects, rng, room) -> Batch:
-  """`room`: None, or (the image's Regions, how many of them the batch has room for)."""
-  short_side = max(data.resize.short_side)
-  if rng is not None and len(data.resize.short_side) > 1:
-    short_side = int(rng.choice(data.resize.short_side))
-  image, scale = _resize(data, image, short_side, canvas)
-  masks = keypoints = flip_order = None
+def _unplaced(data: Data, source, image, annotations: Annotations, canvas, regions: Regions | None) -> Example:
+  """The image and its objects as they were stored."""
+  objects = {name: getattr(annotations, name) for name in ("boxes", "classes", "crowd", "difficult")}
+  example = dataclasses.replace(_without_objects(data, image, canvas, regions), **objects)
   if data.load_masks:
-    masks = transforms.mask_crops(annotations.segmentations or (), annotations.boxes)
+    example = dataclasses.replace(example, masks=Masks.of(annotations.segmentations or (), annotations.boxes))
   if data.load_keypoints:
     labelled = annotations.keypoints[..., 2:] > 0
-    moved = annotations.keypoints + labelled * np.array([data.joint_offset, data.joint_offset, 0], np.float32)
-    keypoints = moved * np.array([scale[1], scale[0], 1], np.float32)
-    flip_order = source.keypoints.flip_order
-  boxes = annotations.boxes * _box_scale(scale)
-  regions = None if room is None else room[0].boxes * _box_scale(scale)
-  example = transforms.Example(image, boxes, masks, keypoints, flip_order, regions)
-  for augmentation in data.augmentations if rng is not None else ():
-    example = augmentation(example, rng)
+    joints = annotations.keypoints + labelled * np.array([data.joint_offset, data.joint_offset, 0], np.float32)
+    example = dataclasses.replace(example, keypoints=joints, flip_order=source.keypoints.flip_order)
+  return example
+
+
+def _without_objects(data: Data, image: np.ndarray, canvas, regions: Regions | None = None) -> Example:
+  none = np.zeros(0, np.int32)
+  boxes, scores = (None, None) if regions is None else (regions.boxes, regions.scores)
+  return Example(
+    image=image.astype(data.resize.pixels, copy=False),
+    boxes=np.zeros((0, 4), np.float32),
+    classes=none,
+    crowd=none.astype(bool),
+    difficult=none.astype(bool),
+    canvas=canvas,
+    proposals=boxes,
+    proposal_scores=scores,
+  )
+
+
+def _placed(example: Example, image_id: int, max_objects: int, num_proposals: int | None) -> Batch:
+  """On its canvas, whatever its size has become; objects and proposals beyond those that there is room for are left."""
+  size = transforms.fit(example.image.shape[:2], example.canvas)
+  if size != example.image.shape[:2]:
+    example = transforms.scaled(example, size)
+  example = example.take(np.arange(min(len(example.boxes), max_objects)))
   truth = GroundTruth(
     boxes=_pad(example.boxes, max_objects),
-    classes=_pad(annotations.classes, max_objects),
-    crowd=_pad(annotations.crowd, max_objects),
-    difficult=_pad(annotations.difficult, max_objects),
-    valid=np.arange(max_objects) < len(boxes),
-    masks=None if example.masks is None else _pad(example.masks, max_objects),
+    classes=_pad(example.classes, max_objects),
+    crowd=_pad(example.crowd, max_objects),
+    difficult=_pad(example.difficult, max_objects),
+    valid=np.arange(max_objects) < len(example.boxes),
+    masks=None if example.masks is None else _pad(example.masks.crops(example.boxes), max_objects),
     keypoints=None if example.keypoints is None else _pad(example.keypoints, max_objects),
   )
-  return _batch(example.image, scale, annotations.image_id, canvas, truth, _proposals(example.proposals, room))
-
-
-def _place(data: Data, image: np.ndarray, image_id: int, canvas, room) -> Batch:
-  image, scale = _resize(data, image, max(data.resize.short_side), canvas)
-  none = np.zeros(8, bool)
-  truth = GroundTruth(np.zeros((8, 4), np.float32), np.zeros(8, np.int32), none, none, none)
-  proposals = None if room is None else _proposals(room[0].boxes * _box_scale(scale), room)
-  return _batch(image, scale, image_id, canvas, truth, proposals)
-
-
-def _proposals(boxes: np.ndarray | None, room: tuple[Regions, int] | None) -> Proposals | None:
-  """The best that there is room for; `boxes` are those of the regions as they stand on the canvas."""
-  if room is None:
-    return None
-  regions, length = room
-  scores = np.asarray(regions.scores[:length], np.float32)
-  return Proposals(_pad(boxes[:length], length), _pad(scores, length), np.arange(length) < len(scores))
-
-
-def _box_scale(scale: np.ndarray) -> np.ndarray:
-  return np.array([scale[1], scale[0], scale[1], scale[0]], np.float32)
-
-
-def _resize(data: Data, image, short_side: int, canvas):
-  size = transforms.fit(transforms.resized_size(image.shape[:2], data.resize, short_side), canvas)
-  scale = np.array([size[0] / image.shape[0], size[1] / image.shape[1]], np.float32)
-  pixels = image.astype(data.resize.pixels, copy=False)
-  return transforms.resize(pixels, size, data.resize.interpolation), scale
-
-
-def _batch(image: np.ndarray, scale: np.ndarray, image_id: int, canvas, truth: GroundTruth, proposals) -> Batch:
-  height, width = image.shape[:2]
-  pixels = np.zeros((*canvas, 3), image.dtype)
-  pixels[:height, :width] = image
+  height, width = size
+  pixels = np.zeros((*example.canvas, 3), example.image.dtype)
+  pixels[:height, :width] = example.image
   return Batch(
     image=pixels,
     image_size=np.array([height, width], np.int32),
-    scale=scale,
+    scale=example.scale,
     image_id=np.array(image_id, np.int32),
     valid=np.array(True),
     truth=truth,
-    proposals=proposals,
+    proposals=None if num_proposals is None else _proposals(example, num_proposals),
   )
+
+
+def _proposals(example: Example, length: int) -> Proposals:
+  """The best that there is room for."""
+  scores = np.asarray(example.proposal_scores[:length], np.float32)
+  return Proposals(_pad(example.proposals[:length], length), _pad(scores, length), np.arange(length) < len(scores))
 
 
 def _pad(rows: np.ndarray, length: int) -> np.ndarray:

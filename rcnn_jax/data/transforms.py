@@ -1,30 +1,69 @@
-"""What is done to one image and its objects on the host, with numpy and OpenCV: resizing, augmentation, mask crops.
+"""What is done to one image and its objects on the host, with numpy and OpenCV: resizing, mirror images, colours.
 
-Augmentations are frozen dataclasses of plain values, called with an `Example` and the image's own random generator.
-They stand in experiments, which load on machines without OpenCV: it is imported where it is used.
+Augmentations are frozen dataclasses of plain values, called with an `Example` and the image's own random generator;
+those that change the set of objects are in `data.augment`. They stand in experiments, which load on machines without
+OpenCV: it is imported where it is used.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
-from rcnn_jax.types import MASK_SIDE
+from rcnn_jax.data.object_masks import Masks, moved_boxes
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Example:
   """One image of N objects on its way to the canvas; coordinates are pixels of `image`."""
 
   image: np.ndarray  # u8[h, w, 3], or f32 with the same range
   boxes: np.ndarray  # f32[N, 4], xyxy
-  masks: np.ndarray | None = None  # u8[N, 112, 112], in the frame of the box
+  classes: np.ndarray  # i32[N], 1..K
+  crowd: np.ndarray  # bool[N]
+  difficult: np.ndarray  # bool[N]
+  canvas: tuple[int, int]  # (height, width) on which the image will stand
+  masks: Masks | None = None  # of the N objects, whole until the end
   keypoints: np.ndarray | None = None  # f32[N, J, 3]
   flip_order: np.ndarray | None = None  # i32[J]: joint j of the mirrored object is joint flip_order[j] of the object
   proposals: np.ndarray | None = None  # f32[n, 4], xyxy: regions that were found in the image before
+  proposal_scores: np.ndarray | None = None  # f32[n]
+  scale: np.ndarray = dataclasses.field(default_factory=lambda: np.ones(2, np.float32))  # pixels per original pixel
+
+  def take(self, rows: np.ndarray) -> Example:
+    """The same image with the objects at `rows` (i64[n]), in that order."""
+    arrays = {name: getattr(self, name)[rows] for name in ("boxes", "classes", "crowd", "difficult")}
+    keypoints = None if self.keypoints is None else self.keypoints[rows]
+    masks = None if self.masks is None else self.masks.take(rows)
+    return dataclasses.replace(self, **arrays, keypoints=keypoints, masks=masks)
+
+  def joined(self, other: Example) -> Example:
+    """The same image with the objects of another example behind its own; the proposals stay its own."""
+    names = ["boxes", "classes", "crowd", "difficult", *(["keypoints"] if self.keypoints is not None else [])]
+    arrays = {name: np.concatenate([getattr(each, name) for each in (self, other)]) for name in names}
+    return dataclasses.replace(self, **arrays, masks=None if self.masks is None else self.masks.joined(other.masks))
+
+  def moved(self, matrix: np.ndarray, image: np.ndarray) -> Example:
+    """The objects after an affine map f64[2, 3], which has made `image`; they may stand outside of it.
+
+    Boxes are those around the moved corners. Joints that are not labelled stay where they are.
+    """
+    keypoints = self.keypoints
+    if keypoints is not None:
+      places = keypoints[..., :2].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
+      keypoints = np.where(keypoints[..., 2:] > 0, np.insert(places, 2, keypoints[..., 2], axis=-1), keypoints)
+      keypoints = keypoints.astype(np.float32)
+    return dataclasses.replace(
+      self,
+      image=image,
+      boxes=moved_boxes(self.boxes, matrix),
+      masks=None if self.masks is None else self.masks.moved(matrix),
+      keypoints=keypoints,
+      proposals=None if self.proposals is None else moved_boxes(self.proposals, matrix),
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +84,16 @@ class Resize:
   interpolation: Literal["linear", "area", "cubic", "pillow"] = "linear"
   rounding: Literal["down", "nearest"] = "down"  # of the new sides, to whole pixels
   pixels: Literal["uint8", "float32"] = "uint8"  # what is resized and handed to the model, in 0..255 either way
+
+  resizes: ClassVar[bool] = True  # as an augmentation, it takes the place of `Data.resize` in training
+
+  def __call__(self, example: Example, rng: np.random.Generator | None) -> Example:
+    """The example in its new size, which fits the canvas; without `rng` that of the largest short side."""
+    short_side = max(self.short_side)
+    if rng is not None and len(self.short_side) > 1:
+      short_side = int(rng.choice(self.short_side))
+    size = fit(resized_size(example.image.shape[:2], self, short_side), example.canvas)
+    return scaled(example, size, self.interpolation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +159,7 @@ def flip(example: Example) -> Example:
   width = example.image.shape[1]
   mirrored = lambda boxes: np.stack([width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]], axis=-1)
   proposals = None if example.proposals is None else mirrored(example.proposals)
-  masks = None if example.masks is None else example.masks[:, :, ::-1]
+  masks = None if example.masks is None else example.masks.moved(np.array([[-1.0, 0, width], [0, 1, 0]]))
   keypoints = None
   if example.keypoints is not None:
     keypoints = example.keypoints[:, example.flip_order]
@@ -122,6 +171,22 @@ def flip(example: Example) -> Example:
     masks=masks,
     keypoints=keypoints,
     proposals=proposals,
+  )
+
+
+def scaled(example: Example, size: tuple[int, int], interpolation: str = "linear") -> Example:
+  """The example with its image resized to `size` (height, width)."""
+  vertical, horizontal = scale = np.array([new / old for new, old in zip(size, example.image.shape)], np.float32)
+  sides = np.array([horizontal, vertical] * 2)
+  keypoints = None if example.keypoints is None else example.keypoints * np.array([*scale[::-1], 1], np.float32)
+  return dataclasses.replace(
+    example,
+    image=resize(example.image, size, interpolation),
+    boxes=example.boxes * sides,
+    masks=None if example.masks is None else example.masks.moved(np.diag([horizontal, vertical, 0.0])[:2]),
+    keypoints=keypoints,
+    proposals=None if example.proposals is None else example.proposals * sides,
+    scale=example.scale * scale,
   )
 
 
@@ -160,39 +225,6 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "linea
 
   interpolations = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC}
   return cv2.resize(image, (size[1], size[0]), interpolation=interpolations[interpolation])
-
-
-def mask_crops(segmentations, boxes: np.ndarray) -> np.ndarray:
-  """Each object's mask in the frame of its box: u8[N, 112, 112] in {0, 1}.
-
-  A cell of a crop is 1 where at least half of it is mask, by bilinear samples, at least one for each pixel: what RoI
-  Align would make of the whole mask. Targets that are made from the crops are then those of the whole mask, small
-  objects' too, whose pixels are larger than a cell.
-
-  Args:
-    segmentations: N run-length encodings, at the size of the image.
-    boxes: f32[N, 4], xyxy in pixels of that image.
-  """
-  from pycocotools import mask
-
-  crops = np.zeros((len(boxes), MASK_SIDE, MASK_SIDE), np.uint8)
-  for row, (segmentation, box) in enumerate(zip(segmentations, boxes)):
-    decoded = mask.decode(segmentation)
-    rows, row_weights = _cell_weights(box[1], box[3], decoded.shape[0])
-    columns, column_weights = _cell_weights(box[0], box[2], decoded.shape[1])
-    crops[row] = row_weights @ decoded[rows, columns].astype(np.float32) @ column_weights.T >= 0.5
-  return crops
-
-
-def _cell_weights(start: float, stop: float, length: int) -> tuple[slice, np.ndarray]:
-  """The pixels that the 112 cells of [start, stop] read, and f32[112, pixels], how much; pixel i is [i, i + 1)."""
-  samples = max(1, math.ceil((stop - start) / MASK_SIDE))  # of a cell
-  points = start + (np.arange(MASK_SIDE * samples) + 0.5) / (MASK_SIDE * samples) * (stop - start)
-  centres = np.clip(points - 0.5, 0, length - 1)  # beyond the first and the last pixel's centre their values hold
-  first, last = math.floor(centres[0]), math.ceil(centres[-1])
-  distance = np.abs(centres[:, None] - np.arange(first, last + 1))
-  weights = np.maximum(1 - distance, 0).reshape(MASK_SIDE, samples, -1).mean(axis=1)
-  return slice(first, last + 1), weights.astype(np.float32)
 
 
 def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
