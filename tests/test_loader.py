@@ -17,7 +17,13 @@ import numpy as np
 import pytest
 from absl import flags
 
+from rcnn_jax import experiment
 from rcnn_jax.data import loader, pipeline
+from rcnn_jax.data.augment.copy_paste import CopyPaste
+from rcnn_jax.data.augment.crop import RandomCrop
+from rcnn_jax.data.augment.mosaic import Mosaic
+from rcnn_jax.data.augment.rotate import QuarterTurns, Rotate
+from rcnn_jax.data.augment.scale import LargeScaleJitter
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.loader import Epoch, TrainPlan
 from rcnn_jax.data.pipeline import Data
@@ -431,3 +437,63 @@ def test_blood_smears_are_not_resampled():
   batch = next(iter(loader.eval_batches(settings, source)))
   assert batch.image.shape == (2, 480, 640, 3) and (batch.scale == 1).all()
   np.testing.assert_array_equal(batch.image[0], source.image(0))
+
+
+# ---- augmentations that change the set of objects ----------------------------------------------------------------
+
+MANY = (LargeScaleJitter((0.3, 2.0)), HorizontalFlip(0.5), CopyPaste(1.0), Mosaic(0.5), RandomCrop(), Rotate())
+
+
+def test_batches_of_other_objects_have_the_same_shapes_and_are_a_function_of_seed_epoch_and_image():
+  settings = data(augmentations=MANY, load_masks=True, load_keypoints=True, batch_size=(4, 2))
+  assert pipeline.room_for_objects(settings, 8) == 8 * 2 * 4  # a pair, in each quarter of a mosaic
+  assert pipeline.room_for_objects(dataclasses.replace(settings, max_objects=5), 5) == 5
+  whole, again = (take(train(settings), 6) for _ in range(2))
+  shares = [take(train(settings, process_index=index, process_count=2), 6) for index in (0, 1)]
+  for batch, other, *parts in zip(whole, again, *shares):
+    assert batch.truth.boxes.shape == (4, 64, 4) and batch.truth.masks.shape == (4, 64, 112, 112)
+    assert_same(batch, other)
+    assert_same(batch, jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts))
+    for row in range(4):
+      boxes, (height, width) = batch.truth.boxes[row][batch.truth.valid[row]], batch.image_size[row]
+      assert (boxes >= 0).all() and (boxes <= np.array([width, height] * 2) + 1e-3).all()
+
+
+def test_an_augmentation_that_resizes_takes_the_place_of_the_resizing():
+  assert pipeline.operations(data(augmentations=(HorizontalFlip(),))) == (Resize((24,), 32), HorizontalFlip())
+  settings = data(augmentations=(LargeScaleJitter((0.5, 0.5)),))
+  assert pipeline.operations(settings) == (LargeScaleJitter((0.5, 0.5)),)
+  half = pipeline.load(settings, Rectangles(), 5, (24, 32), 8, np.random.default_rng(0))  # 48 x 32 fits as 24 x 16
+  assert half.image_size.tolist() == [12, 8] and half.scale.tolist() == [0.25, 0.25]
+
+
+def test_a_turned_landscape_is_shrunk_to_its_canvas():
+  settings = data(augmentations=(QuarterTurns(),))
+  sizes = {
+    tuple(pipeline.load(settings, Rectangles(), 2, (24, 32), 8, np.random.default_rng(seed)).image_size.tolist())
+    for seed in range(8)
+  }
+  assert sizes == {(24, 32), (24, 18)}
+
+
+def test_others_are_drawn_from_the_images_that_are_trained_on():
+  """Without joints enough, four images are left out; their grey values must not be pasted into a mosaic."""
+  settings = data(augmentations=(Mosaic(),), load_keypoints=True, min_keypoints=5, batch_size=(1, 2))
+  values = {value for batch in take(train(settings, num_steps=30), 30) for value in np.unique(batch.image).tolist()}
+  assert values == {0, 120, 150, 180}
+
+
+def test_augmentations_that_lack_their_data_are_refused_in_one_line():
+  with pytest.raises(DataError, match="data.augmentations: CopyPaste needs the objects' masks: set data.load_masks"):
+    train(data(augmentations=(CopyPaste(),)))
+  with pytest.raises(DataError, match="data.augmentations: Mosaic makes images of which data.proposals"):
+    train(data(augmentations=(Mosaic(),), proposals=("here", "there")))
+
+
+def test_augmentations_are_values_that_json_holds_and_the_command_line_changes():
+  settings = data(train=None, eval=None, augmentations=MANY)
+  assert experiment.from_json(json.loads(json.dumps(experiment.to_json(settings)))) == settings
+  changed = experiment.override(settings, {"augmentations.0.scale": (0.5, 1.0)})
+  assert changed.augmentations[0] == LargeScaleJitter((0.5, 1.0))
+  with pytest.raises(experiment.ExperimentError, match="augmentations.2.probability: CopyPaste: probability is 2"):
+    experiment.override(settings, {"augmentations.2.probability": 2.0})

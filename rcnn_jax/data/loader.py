@@ -50,6 +50,11 @@ class Epoch:
   max_objects: int
 
   @property
+  def images(self) -> np.ndarray:
+    """i64[n], all images that are trained on, by number."""
+    return np.sort(np.concatenate(list(self.groups.values())))
+
+  @property
   def num_images(self) -> int:
     """How many images are trained on."""
     return sum(len(members) for members in self.groups.values())
@@ -159,6 +164,7 @@ def training_epoch(data: Data, source: Source, batch_size: int | None = None) ->
   Raises:
     DataError: no images, masks or keypoints asked for and absent.
   """
+  pipeline.check_augmentations(data)
   found = pipeline.survey(data, source)
   chosen = np.ones(len(found.sizes), bool)
   if data.skip_empty:
@@ -174,7 +180,7 @@ def training_epoch(data: Data, source: Source, batch_size: int | None = None) ->
   return Epoch(
     {canvas: np.array(members) for canvas, members in groups.items()},
     batch_size or data.batch_size[0],
-    found.max_objects,
+    pipeline.room_for_objects(data, found.max_objects),
   )
 
 
@@ -209,7 +215,7 @@ def train_loader(
   epoch = epoch or training_epoch(data, source, batch_size)
   share = _share(epoch.batch_size, process_index, process_count)
   regions = open_proposals(data, source, 0)
-  load = functools.partial(_load_rows, data, source, regions, epoch.max_objects, share, seed)
+  load = functools.partial(_load_rows, data, source, regions, epoch.max_objects, share, seed, epoch.images)
   plan = TrainPlan(epoch, seed=seed, num_steps=num_steps)
   return TrainIterator(grain.MapDataset.source(plan).map(load), data.workers, _read_options(data))
 
@@ -235,7 +241,7 @@ def eval_batches(
     for at in range(0, len(members), batch_size)
   ]
   regions = open_proposals(data, source, 1)
-  load = functools.partial(_load_rows, data, source, regions, found.max_objects, share, None)
+  load = functools.partial(_load_rows, data, source, regions, found.max_objects, share, None, None)
   return EvalBatches(grain.MapDataset.source(plan).map(load), _read_options(data))
 
 
@@ -308,9 +314,10 @@ def _load_rows(
   max_objects: int,
   share: slice,
   seed: int | None,
+  others: np.ndarray | None,
   rows: Rows,
 ) -> Batch:
-  """This process' share of a batch; `seed` is None in evaluation, which draws nothing."""
+  """This process' share of a batch; `seed` and `others` are None in evaluation, which draws nothing."""
   examples = []
   for row in range(share.start, share.stop):
     real = row < len(rows.indices)
@@ -322,6 +329,6 @@ def _load_rows(
     if seed is not None:
       image_id = source.annotations(rows.indices[place], masks=False).image_id
       rng = np.random.default_rng((seed, rows.epoch, image_id, *([] if real else [repetition])))
-    example = pipeline.load(data, source, rows.indices[place], rows.canvas, max_objects, rng, regions)
+    example = pipeline.load(data, source, rows.indices[place], rows.canvas, max_objects, rng, regions, others)
     examples.append(example.replace(valid=np.array(real)))
   return pipeline.stack(examples)

@@ -101,7 +101,8 @@ class Masks:
     samples = [max(1, math.ceil(side / MASK_SIDE)) for side in (x2 - x1, y2 - y1)]  # of a cell, as in `cropped`
     across, down = (MASK_SIDE * count / side for count, side in zip(samples, (x2 - x1, y2 - y1)))
     to_cells = np.array([[across, 0, -x1 * across], [0, down, -y1 * down]])
-    sampled = self._sampled(row, composed(to_cells, self.matrices[row]), (MASK_SIDE * samples[1], MASK_SIDE * samples[0]))
+    size = (MASK_SIDE * samples[1], MASK_SIDE * samples[0])
+    sampled = self._sampled(row, composed(to_cells, self.matrices[row]), size)
     return sampled.reshape(MASK_SIDE, samples[1], MASK_SIDE, samples[0]).mean(axis=(1, 3)) >= 127.5
 
   def _sampled(self, row: int, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -34,10 +35,11 @@ logger = logging.getLogger(__name__)
 class Data:
   """The data of an experiment, as plain values; `train` and `eval` are specs with an `open()`.
 
-  Every image is resized, then augmented (training only), then put into the top left corner of the smallest of the
-  `canvases` (height, width) that holds it, and one that fits none is shrunk; or into the canvas that
-  `PaddedToMultiple` makes for it alone. Each canvas is compiled once. Batch sizes are those of all processes
-  together.
+  Every image is resized, then augmented (training only; an augmentation that resizes, such as LargeScaleJitter, does
+  so in the place of `resize`), then put into the top left corner of the smallest of the `canvases` (height, width)
+  that holds it, and one that fits none is shrunk; or into the canvas that `PaddedToMultiple` makes for it alone. The
+  canvas is that of the resized image: what an augmentation has made larger is shrunk to it. Each canvas is compiled
+  once. Batch sizes are those of all processes together.
   """
 
   train: Any
@@ -98,6 +100,25 @@ def survey(data: Data, source: Source) -> Survey:
     logger.warning("objects beyond max_objects=%d dropped: %d (first: %s)", max_objects, total, name)
   sizes = tuple((height, width) for height, width in found.sizes.tolist())
   return Survey(sizes, found.num_trainable, found.num_keypoints, int(max_objects), untrainable(found))
+
+
+def check_augmentations(data: Data) -> None:
+  """Raises DataError where the data lack what an augmentation needs."""
+  for operation in data.augmentations:
+    name = type(operation).__name__
+    if getattr(operation, "needs_masks", False) and not data.load_masks:
+      raise DataError(f"data.augmentations: {name} needs the objects' masks: set data.load_masks")
+    if getattr(operation, "takes_others", False) and data.proposals is not None:
+      raise DataError(f"data.augmentations: {name} makes images of which data.proposals knows nothing")
+
+
+def room_for_objects(data: Data, max_objects: int) -> int:
+  """How many objects a training image may have where an image of the source has `max_objects` at most.
+
+  As many as stand in all images of which one is made, unless the experiment names a number.
+  """
+  images = math.prod(getattr(operation, "max_images", 1) for operation in data.augmentations)
+  return max_objects * images if data.max_objects is None else max_objects
 
 
 def canvas_of(size: tuple[int, int], data: Data, train: bool = False) -> tuple[int, int]:
@@ -163,9 +184,7 @@ def _augmented(example: Example, rng, chain: Sequence, drawn: Callable[[], Examp
   return example
 
 
-def _opened(
-  data: Data, source: Source, index: int, canvas, proposals: StoredProposals | None
-) -> tuple[int, Example]:
+def _opened(data: Data, source: Source, index: int, canvas, proposals: StoredProposals | None) -> tuple[int, Example]:
   """Image `index` and its sound objects as they were stored, and the image's id."""
   raw = source.annotations(index, masks=data.load_masks)
   if data.load_masks:
@@ -247,7 +266,7 @@ def _without_objects(data: Data, image: np.ndarray, canvas, regions: Regions | N
 
 
 def _placed(example: Example, image_id: int, max_objects: int, num_proposals: int | None) -> Batch:
-  """On its canvas, whatever its size has become; objects and proposals beyond those that there is room for are left."""
+  """On its canvas, whatever its size has become; objects and proposals for which there is no room are left out."""
   size = transforms.fit(example.image.shape[:2], example.canvas)
   if size != example.image.shape[:2]:
     example = transforms.scaled(example, size)

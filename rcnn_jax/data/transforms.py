@@ -54,8 +54,8 @@ class Example:
     keypoints = self.keypoints
     if keypoints is not None:
       places = keypoints[..., :2].astype(np.float64) @ matrix[:, :2].T + matrix[:, 2]
-      keypoints = np.where(keypoints[..., 2:] > 0, np.insert(places, 2, keypoints[..., 2], axis=-1), keypoints)
-      keypoints = keypoints.astype(np.float32)
+      places = np.concatenate([places, keypoints[..., 2:]], axis=-1).astype(np.float32)
+      keypoints = np.where(keypoints[..., 2:] > 0, places, keypoints)
     return dataclasses.replace(
       self,
       image=image,
@@ -142,16 +142,11 @@ class ColorJitter:
   hue: float = 0.0
 
   def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-    import cv2
-
     strengths = (self.brightness, self.contrast, self.saturation)
     brightness, contrast, saturation = (rng.uniform(max(0, 1 - strength), 1 + strength) for strength in strengths)
     turn = rng.uniform(-self.hue, self.hue)
-    image = _straight_line(example.image, brightness, 0)
-    image = _straight_line(image, contrast, (1 - contrast) * cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).mean())
-    gray = cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-    image = np.clip(cv2.addWeighted(image, saturation, gray, 1 - saturation, 0), 0, 255)
-    return dataclasses.replace(example, image=_turn_hue(image, turn) if turn else image)
+    image = with_saturation(with_contrast(with_brightness(example.image, brightness), contrast), saturation)
+    return dataclasses.replace(example, image=with_hue(image, turn) if turn else image)
 
 
 def flip(example: Example) -> Example:
@@ -174,6 +169,37 @@ def flip(example: Example) -> Example:
   )
 
 
+def with_brightness(image: np.ndarray, factor: float) -> np.ndarray:
+  """factor * image, clipped to 0..255."""
+  return _straight_line(image, factor, 0)
+
+
+def with_contrast(image: np.ndarray, factor: float) -> np.ndarray:
+  """factor * image + (1 - factor) * the mean of its greys, clipped to 0..255."""
+  return _straight_line(image, factor, (1 - factor) * _gray(image).mean())
+
+
+def with_saturation(image: np.ndarray, factor: float) -> np.ndarray:
+  """factor * image + (1 - factor) * its greys, clipped to 0..255."""
+  import cv2
+
+  image = np.ascontiguousarray(image)
+  gray = cv2.cvtColor(_gray(image), cv2.COLOR_GRAY2RGB)
+  return np.clip(cv2.addWeighted(image, factor, gray, 1 - factor, 0), 0, 255)
+
+
+def with_hue(image: np.ndarray, turn: float) -> np.ndarray:
+  """The colour circle turned by a share of it, -0.5..0.5."""
+  import cv2
+
+  hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
+  if image.dtype == np.uint8:  # OpenCV's hue of u8 images counts to 180, in whole numbers
+    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + round(turn * 180)) % 180
+  else:
+    hsv[..., 0] = (hsv[..., 0] + turn * 360) % 360
+  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+
+
 def scaled(example: Example, size: tuple[int, int], interpolation: str = "linear") -> Example:
   """The example with its image resized to `size` (height, width)."""
   vertical, horizontal = scale = np.array([new / old for new, old in zip(size, example.image.shape)], np.float32)
@@ -194,7 +220,7 @@ def resized_size(size: tuple[int, int], rule: Resize, short_side: int | None = N
   """The size (height, width) that an image of `size` gets; `short_side` is the one drawn, by default the largest."""
   short_side = short_side or max(rule.short_side)
   if rule.rounding == "down":
-    return _scaled(size, min(short_side / min(size), rule.long_side / max(size)))
+    return scaled_size(size, min(short_side / min(size), rule.long_side / max(size)))
   # Detectron2's steps, one by one: a product of both factors can fall on the other side of a half.
   sides = [short_side if side == min(size) else side * (short_side / min(size)) for side in size]
   shrink = min(1.0, rule.long_side / max(sides))
@@ -211,7 +237,7 @@ def fit(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
   """`size`, shrunk as far as needed to stand in the canvas."""
   if size[0] <= canvas[0] and size[1] <= canvas[1]:
     return size
-  height, width = _scaled(size, min(canvas[0] / size[0], canvas[1] / size[1]))
+  height, width = scaled_size(size, min(canvas[0] / size[0], canvas[1] / size[1]))
   return min(height, canvas[0]), min(width, canvas[1])
 
 
@@ -224,10 +250,11 @@ def resize(image: np.ndarray, size: tuple[int, int], interpolation: str = "linea
   import cv2
 
   interpolations = {"linear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "cubic": cv2.INTER_CUBIC}
-  return cv2.resize(image, (size[1], size[0]), interpolation=interpolations[interpolation])
+  return cv2.resize(np.ascontiguousarray(image), (size[1], size[0]), interpolation=interpolations[interpolation])
 
 
-def _scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+  """A size (height, width) times a factor, rounded down; no side vanishes."""
   return max(1, math.floor(size[0] * scale)), max(1, math.floor(size[1] * scale))
 
 
@@ -250,12 +277,7 @@ def _straight_line(image: np.ndarray, factor: float, offset: float) -> np.ndarra
   return cv2.LUT(np.ascontiguousarray(image), np.rint(line(np.arange(256))).astype(np.uint8))
 
 
-def _turn_hue(image: np.ndarray, turn: float) -> np.ndarray:
+def _gray(image: np.ndarray) -> np.ndarray:
   import cv2
 
-  hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
-  if image.dtype == np.uint8:  # OpenCV's hue of u8 images counts to 180, in whole numbers
-    hsv[..., 0] = (hsv[..., 0].astype(np.int32) + round(turn * 180)) % 180
-  else:
-    hsv[..., 0] = (hsv[..., 0] + turn * 360) % 360
-  return cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+  return cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2GRAY)
