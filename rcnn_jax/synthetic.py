@@ -9,10 +9,10 @@ import jax
 import numpy as np
 
 from rcnn_jax.data import pipeline
-from rcnn_jax.data.transforms import MASK_SIDE, PaddedToMultiple
+from rcnn_jax.data.transforms import PaddedToMultiple
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models.detector import Detector, blank_batch
-from rcnn_jax.types import Batch, Proposals
+from rcnn_jax.types import MASK_SIDE, Batch, Proposals
 
 NUM_KEYPOINTS = 17  # COCO's, where the experiment leaves them to its data
 NUM_ROWS = 100  # for objects of an image, where the experiment leaves them to its data
