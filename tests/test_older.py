@@ -26,7 +26,7 @@ def test_a_run_directory_with_a_mask_of_its_own_field_detects_as_it_did():
   assert [head.key for head in model.heads] == ["mask"] and model.heads[0].channels == 8
   pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
   batch = blank_batch(2, (32, 32)).replace(image=pixels, truth=None)
-  found = model.apply(run.variables, batch, method="detect")
+  found = jax.jit(lambda: model.apply(run.variables, batch, method="detect"))()
   recorded = np.load(RUN / "found.npz")
   assert recorded["valid"].any() and recorded["masks"].any()
   for name in ("boxes", "scores", "classes", "valid", "masks"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,7 +15,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from rcnn_jax.models.layers import Conv, OwnLogits
 from rcnn_jax.models.pooling import RoiAlign, RoiMaxPool, pool_batch, pool_rows
-from rcnn_jax.models.rows import over_existing, rooms
+from rcnn_jax.models.rows import in_chunks, over_existing, rooms
 
 NUM_IMAGES, NUM_ROWS = 2, 9
 
@@ -129,3 +131,36 @@ def test_the_gradients_of_a_convolution_are_those_that_jax_derives(size, padding
   cotangent = draw(*ours(x, kernel).shape)
   found, expected = (jax.jit(lambda x, k, f=f: jax.vjp(f, x, k)[1](cotangent))(x, kernel) for f in (ours, plainly))
   jax.tree.map(assert_array_equal, found, expected)
+
+
+class Halved(nn.Module):
+  """Half of each RoI's sides, chunk by chunk, and 1 beside it."""
+
+  size: int | None = None
+
+  @nn.compact
+  def __call__(self, rois, exists):
+    factor = self.param("factor", nn.initializers.constant(0.5), ())
+    run = lambda module, rois, exists: (factor * (rois[..., 2:] - rois[..., :2]), jnp.ones(exists.shape))
+    return in_chunks(self, run, rois, exists, self.size)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+  st.lists(st.booleans(), min_size=2 * 20, max_size=2 * 20), st.sampled_from([None, 1, 7, 20, 99]), st.integers(0, 20)
+)
+def test_chunks_are_run_up_to_the_last_roi_that_exists(exists, size, last):
+  exists = np.array(exists).reshape(2, 20) & (np.arange(20) < last)
+  rois = np.random.default_rng(0).uniform(0, 9, (2, 20, 4)).astype(np.float32)
+  halves, ones = halved(size)({"params": {"factor": 0.5}}, rois, exists)
+  expected = (rois[..., 2:] - rois[..., :2]) / 2
+  assert_allclose(halves[exists], expected[exists], rtol=1e-6)
+  step = min(20, size or rooms(20)[0])
+  count = max(np.flatnonzero(exists.any(0)), default=-1) + 1  # the RoIs of an image up to the last one
+  done = 20 if step == 20 else min(20, -(-count // step) * step)
+  assert_array_equal(ones, np.broadcast_to(np.arange(20) < done, ones.shape))
+
+
+@functools.cache
+def halved(size):
+  return jax.jit(Halved(size).apply)

@@ -20,7 +20,7 @@ from rcnn_jax.models.cascade import Refinement, mean_logits, refined, scale_grad
 from rcnn_jax.models.layers import normalise
 from rcnn_jax.models.pooling import Pool, pool_batch, pool_rows
 from rcnn_jax.models.protocols import Context, ObjectHead
-from rcnn_jax.models.rows import over_existing
+from rcnn_jax.models.rows import in_chunks, over_existing
 from rcnn_jax.ops import assign, boxes, nms, random
 from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.types import Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
@@ -110,7 +110,7 @@ class Detector(nn.Module):
   heads: tuple[nn.Module, ...] = ()  # what else is said of each object: MaskHead, KeypointHead (protocols.ObjectHead)
   cascade: tuple[Refinement, ...] = ()  # the stages after the first, with trunks and box heads like the first one's
   sampler: RoiSampler = RoiSampler()
-  roi_chunk: int | None = None  # RoIs of an image at a time in detection, which bounds memory; None: all at once
+  roi_chunk: int | None = None  # RoIs of an image at a time in detection, which bounds memory; None: an eighth
   num_classes: int | None = None  # K, without the background; filled in from the data
   dtype: Literal["float32", "bfloat16"] = "float32"  # what convolutions and matrix products compute in
   # How exactly products of float32 are computed. 'default' is bfloat16 on a TPU and TensorFloat-32 on a GPU, 'high'
@@ -246,28 +246,7 @@ class Detector(nn.Module):
       rows = self.trunks[stage](pooled, keys, valid.reshape(-1)), pooled
       return tuple(x.reshape(*rois.shape[:2], *x.shape[1:]) for x in rows)
 
-    return whole(self, rois, valid) if keys is not None else self.in_chunks(whole, rois, valid)
-
-  def in_chunks(self, whole: Callable, rois: Array, valid: Array) -> tuple[Array, ...]:
-    """whole(self, rois f32[B, R, 4], valid bool[B, R]) -> arrays [B, R, ...], for `roi_chunk` RoIs at a time."""
-    num_rois, size = rois.shape[1], self.roi_chunk
-    if size is None or num_rois <= size or self.is_initializing():
-      return whole(self, rois, valid)
-    num_chunks = -(-num_rois // size)
-
-    def divide(x):
-      x = jnp.pad(x, ((0, 0), (0, num_chunks * size - num_rois), *((0, 0),) * (x.ndim - 2)))
-      return jnp.moveaxis(x.reshape(x.shape[0], num_chunks, size, *x.shape[2:]), 1, 0)
-
-    def join(x):
-      return jnp.moveaxis(x, 0, 1).reshape(x.shape[1], -1, *x.shape[3:])[:, :num_rois]
-
-    scan = nn.scan(
-      lambda self, _, chunk: (None, whole(self, *chunk)),
-      variable_broadcast=("params", "batch_stats"),
-      split_rngs={"params": False},
-    )
-    return jax.tree.map(join, scan(self, None, (divide(rois), divide(valid)))[1])
+    return whole(self, rois, valid) if keys is not None else in_chunks(self, whole, rois, valid, self.roi_chunk)
 
   @_at_precision
   def regions(self, batch: Batch, rois: Array) -> tuple[Array, Array]:

@@ -9,6 +9,7 @@ chooses; nothing is compiled anew, nothing calls back.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -21,6 +22,8 @@ SMALLEST = 8  # rows; below, a room of its own is not worth the time to compile 
 
 # What is run: (module, row numbers i32[r] of B * R, which of them exist bool[r]) -> f[r, ...].
 Run = Callable[[nn.Module, Array, Array], Array]
+# (module, rois f32[B, r, 4], which of them exist bool[B, r]) -> arrays f[B, r, ...].
+RunImages = Callable[[nn.Module, Array, Array], Any]
 
 
 def over_existing(module: nn.Module, run: Run, exists: Array, train: bool) -> Array:
@@ -44,6 +47,39 @@ def over_existing(module: nn.Module, run: Run, exists: Array, train: bool) -> Ar
   found = found.at[place].get(unique_indices=True, mode="promise_in_bounds")
   found = jnp.where(flat.reshape(-1, *(1,) * (found.ndim - 1)), found, 0)
   return found.reshape(*exists.shape, *found.shape[1:])
+
+
+def in_chunks(module: nn.Module, run: RunImages, rois: Array, exists: Array, size: int | None) -> Any:
+  """What `run` makes of each RoI, arrays f[B, R, ...], chunk by chunk up to the last one that exists; 0 behind it.
+
+  A chunk has RoIs of every image, so that any pool can serve; proposals that exist stand in the first rows. It is for
+  detection: no gradient passes through it.
+
+  Args:
+    module: the Flax module whose submodules `run` calls.
+    run: its result for a RoI depends on this RoI alone.
+    rois: f32[B, R, 4].
+    exists: bool[B, R].
+    size: RoIs of an image in a chunk; None: an eighth of them.
+  """
+  num_rois = rois.shape[1]
+  size = min(num_rois, size or rooms(num_rois)[0])
+  if module.is_initializing() or size == num_rois:
+    return run(module, rois, exists)
+  count = jnp.max(jnp.where(exists, jnp.arange(1, num_rois + 1), 0))
+  room = -(-num_rois // size) * size
+  rois, exists = (jnp.pad(x, ((0, 0), (0, room - num_rois), *((0, 0),) * (x.ndim - 2))) for x in (rois, exists))
+  shapes = jax.eval_shape(lambda: run(module, rois[:, :size], exists[:, :size]))
+
+  def chunk(module, state):
+    done, found = state
+    rows = (jax.lax.dynamic_slice_in_dim(x, done, size, axis=1) for x in (rois, exists))
+    put = lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, done, axis=1)
+    return done + size, jax.tree.map(put, found, run(module, *rows))
+
+  blank = jax.tree.map(lambda x: jnp.zeros((len(rois), room, *x.shape[2:]), x.dtype), shapes)
+  _, found = nn.while_loop(lambda _, state: state[0] < count, chunk, module, (jnp.int32(0), blank))
+  return jax.tree.map(lambda x: x[:, :num_rois], found)
 
 
 def rooms(num_rows: int) -> list[int]:
