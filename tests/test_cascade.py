@@ -133,7 +133,7 @@ def test_boxes_go_from_stage_to_stage_and_the_last_ones_are_detected():
     params = with_shift(params, name, 1.0)
 
   def answers(detector, batch):
-    features = detector.backbone(detector.normalise(batch), False)
+    features = detector.backbone(detector.normalise(batch))
     proposals, _ = detector.proposer(features, detector.backbone.strides, batch, None)
     first = detector.classify(*detector.look(features, proposals.boxes, None, proposals.valid))
     last, regions = detector.cascade_answers(features, first, proposals, batch)
