@@ -369,7 +369,10 @@ def test_a_run_that_lacks_a_part_is_one_line(trained, tmp_path, missing, message
   workdir = damaged(trained, tmp_path)
   path = workdir / missing
   path.unlink() if path.is_file() else shutil.rmtree(path)
-  for read in (functools.partial(checkpoint.load_run, which="latest"), train):
+  reads = [functools.partial(checkpoint.load_run, which="latest"), train]
+  if missing != "experiment.json":  # training goes on from the checkpoint before
+    same(reads.pop()(shutil.copytree(workdir, tmp_path / "copy")), trained[1])
+  for read in reads:
     with pytest.raises(CheckpointError, match=message) as caught:
       read(workdir)
     assert "\n" not in str(caught.value)

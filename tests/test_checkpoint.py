@@ -12,13 +12,15 @@ import signal
 import subprocess
 import sys
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
 import tiny
 
 from rcnn_jax.experiment import Checkpoints, Evaluation
-from rcnn_jax.training import checkpoint, log, loop
+from rcnn_jax.training import checkpoint, checksums, log, loop
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.checkpoint import CheckpointError
 from rcnn_jax.training.optim import TrainingError
@@ -137,6 +139,77 @@ def test_a_second_notice_ends_the_process(tmp_path):
   code += "  for number in range(2):\n    os.kill(os.getpid(), signal.SIGTERM)\n    print(noted, flush=True)"
   ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
   assert (ended.stdout, ended.returncode) == ("['SIGTERM']\n", -signal.SIGTERM)
+
+
+def largest_file(folder):
+  """That of the arrays; what each process wrote before all was put together is not read."""
+  return max((folder / "d").iterdir(), key=os.path.getsize)
+
+
+def flipped(path):
+  """One bit in the middle of the file is another."""
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def emptied(path):
+  path.write_bytes(b"")
+
+
+def of_another_step(path):
+  """All files are sound, and those of step 3: what only the checksum tells."""
+  step = path.parents[[parent.name for parent in path.parents].index("variables")]
+  shutil.rmtree(step)
+  shutil.copytree(step.parents[1] / "3" / "variables", step)
+
+
+@pytest.mark.parametrize("harm", [flipped, emptied, os.remove, of_another_step])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_taken(harm, whole, tmp_path, compiled_once, capsys):
+  workdir = shutil.copytree(whole[0], tmp_path / "run")
+  harm(largest_file(workdir / "checkpoints" / "6" / "variables"))
+  with pytest.raises(checkpoint.DamagedError, match="checkpoints/6: the checkpoint (cannot be read|is not what was)"):
+    checkpoint.load_run(workdir, "latest")
+  same(train(workdir), whole[1])
+  first, second, *_ = capsys.readouterr().out.splitlines()
+  assert first.startswith(f"{workdir}/checkpoints/6: the checkpoint ")
+  assert first.endswith(f"; put aside into {workdir}/damaged/6") and second == "resuming at step 3 of 6"
+  assert results(workdir) == results(whole[0])
+
+
+def test_where_no_checkpoint_is_whole_nothing_is_moved_and_the_run_says_so(whole, tmp_path):
+  workdir = shutil.copytree(whole[0], tmp_path / "run")
+  for step in (3, 6):
+    flipped(largest_file(workdir / "checkpoints" / str(step) / "variables"))
+  with pytest.raises(CheckpointError, match="checkpoints/6: .*; no older checkpoint is whole: to begin anew, move"):
+    train(workdir)
+  assert checkpoint.saved_steps(workdir) == [3, 6]
+
+
+def test_a_checkpoint_from_before_there_were_checksums_is_read(whole, tmp_path):
+  workdir = shutil.copytree(whole[0], tmp_path / "run")
+  host = workdir / "checkpoints" / "6" / "host" / "metadata"
+  form = json.loads(host.read_text())
+  assert set(form) == {"loaders", "unlogged", "skipped", "checksums"}
+  host.write_text(json.dumps({name: form[name] for name in ("loaders", "unlogged")}))
+  assert checkpoint.load_run(workdir, "latest").step == 6
+  same(train(workdir), whole[1])
+
+
+@hypothesis.given(st.integers(1, 6), st.integers(1, 6), st.data())
+@hypothesis.settings(max_examples=20, deadline=None)
+def test_a_checksum_tells_one_bit_and_two_words_that_have_changed_places(rows, columns, data):
+  array = np.arange(1, rows * columns + 1, dtype=np.float32).reshape(rows, columns)
+  known = checksums.checksums({"w": array})
+  assert checksums.differing({"w": array.copy()}, known) == []
+  words = array.copy().view(np.uint32)
+  place = data.draw(st.integers(0, rows * columns - 1))
+  words.flat[place] ^= np.uint32(1 << data.draw(st.integers(0, 31)))
+  assert checksums.differing({"w": words.view(np.float32)}, known) == ["['w']"]
+  other = data.draw(st.integers(0, rows * columns - 1))
+  swapped = array.copy()
+  swapped.flat[[place, other]] = swapped.flat[[other, place]]
+  assert checksums.differing({"w": swapped}, known) == ([] if place == other else ["['w']"])
 
 
 def test_a_finished_run_is_left_as_it_is(whole):

@@ -13,6 +13,7 @@ import dataclasses
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,7 @@ from rcnn_jax import hosts
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.files import is_plain, plain_path
 from rcnn_jax.training import log, optim
+from rcnn_jax.training.checksums import checksums, differing
 from rcnn_jax.training.claim import (  # noqa: F401: whoever works on a run's checkpoints has its experiment.json too
   CheckpointError,
   check_experiment,
@@ -43,6 +45,10 @@ OF_THE_SYSTEM = re.compile(
   "input/output error|too many open files|file name too long|is a directory|not a directory",
   re.IGNORECASE,
 )
+
+
+class DamagedError(CheckpointError):
+  """A checkpoint that is there and is not what was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,9 +96,9 @@ class CheckpointStore:
         folder, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
       )
 
-  def latest_step(self) -> int | None:
-    """The step of the last whole checkpoint."""
-    return self._manager.latest_step()
+  def steps(self) -> list[int]:
+    """The steps of the checkpoints, rising."""
+    return sorted(self._manager.all_steps())
 
   def save(self, step: int, state: TrainState, loader_state: Any, unlogged: list[dict[str, float]]) -> None:
     """Starts writing a checkpoint; the training goes on while it is written.
@@ -112,6 +118,7 @@ class CheckpointStore:
           "loaders": hosts.gathered(_encode(loader_state)),
           "unlogged": unlogged,
           "skipped": int(state.skipped),
+          "checksums": {"variables": checksums(variables), "optimizer": checksums(optimizer)},
         }
       ),
     )
@@ -119,22 +126,54 @@ class CheckpointStore:
       self._manager.save(step, args=arguments, force=True)
 
   def restore(self, step: int, template: TrainState) -> tuple[TrainState, Any, list[dict[str, float]]]:
-    """What `save` was given: the state (laid out like `template`), this process' loader state, unlogged metrics."""
-    variables, optimizer = (jax.tree.map(_abstract, item) for item in _items(template))
-    arguments = ocp.args.Composite(
-      variables=ocp.args.StandardRestore(variables),
-      optimizer=ocp.args.StandardRestore(optimizer),
-      host=ocp.args.JsonRestore(),
-    )
-    with _in_one_line(folder_of_checkpoints(self._workdir) / str(step), "read"):
-      restored = self._manager.restore(step, args=arguments)
-      loaders = restored.host["loaders"]
+    """What `save` was given: the state (laid out like `template`), this process' loader state, unlogged metrics.
+
+    Raises:
+      DamagedError: the checkpoint cannot be read, or what is read is not what was saved; in every process.
+    """
+    error, restored = None, None
+    try:
+      restored = self._restore(step, template)
+    except CheckpointError as raised:
+      error = raised
+    errors = [each for each in hosts.gathered(error) if each is not None]
+    if errors:
+      raise errors[0]
+    loaders = restored.host["loaders"]
     if len(loaders) != jax.process_count():
       raise CheckpointError(f"the run was trained by {len(loaders)} processes, now there are {jax.process_count()}")
     skipped = np.int32(restored.host.get("skipped", 0))
     skipped = jax.make_array_from_callback((), template.skipped.sharding, lambda _: skipped)
     state = template.replace(**restored.variables, **restored.optimizer, skipped=skipped)
     return state, _decode(loaders[jax.process_index()]), restored.host["unlogged"]
+
+  def _restore(self, step: int, template: TrainState) -> Any:
+    variables, optimizer = (jax.tree.map(_abstract, item) for item in _items(template))
+    arguments = ocp.args.Composite(
+      variables=ocp.args.StandardRestore(variables),
+      optimizer=ocp.args.StandardRestore(optimizer),
+      host=ocp.args.JsonRestore(),
+    )
+    place = folder_of_checkpoints(self._workdir) / str(step)
+    with _in_one_line(place, "read"):
+      restored = self._manager.restore(step, args=arguments)
+      restored.host["loaders"], restored.host["unlogged"]  # noqa: B018: whether they are there
+      for item, expected in restored.host.get("checksums", {}).items():
+        _check(place, getattr(restored, item), expected)
+    return restored
+
+  def put_aside(self, step: int) -> pathlib.Path:
+    """Moves a damaged checkpoint out of the way, into WORKDIR/damaged; every process must call this."""
+    place = folder_of_checkpoints(self._workdir)
+    aside = place.with_name("damaged")
+    with _in_one_line(place / str(step), "put aside"):
+      if jax.process_index() == 0:
+        aside.mkdir(exist_ok=True)
+        shutil.rmtree(aside / str(step), ignore_errors=True)
+        (place / str(step)).rename(aside / str(step))
+      hosts.gathered(None)
+      self._manager.reload()
+    return aside / str(step)
 
   def reached_preemption(self, step: int) -> bool:
     """Whether the cluster has told some process to stop (all processes agree on the step)."""
@@ -179,7 +218,14 @@ def _in_one_line(place: pathlib.Path, what: str) -> Iterator[None]:
     if by_system:
       raise CheckpointError(f"{place}: {by_system[0].lower()}") from error
     why = "; ".join(str(error).split("\n"))[:200] or type(error).__name__
-    raise CheckpointError(f"{place}: the checkpoint cannot be {what}: {why}") from error
+    kind = DamagedError if what == "read" else CheckpointError
+    raise kind(f"{place}: the checkpoint cannot be {what}: {why}") from error
+
+
+def _check(place: pathlib.Path, tree: Any, expected: dict[str, int]) -> None:
+  wrong = differing(tree, expected)
+  if wrong:
+    raise DamagedError(f"{place}: the checkpoint is not what was saved: {len(wrong)} arrays differ, such as {wrong[0]}")
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:
@@ -217,7 +263,7 @@ def load_run(workdir: str, which: str | int = "best") -> Run:
   experiment, categories, keypoints = read_experiment(workdir)
   step = _chosen_step(workdir, which, saved_steps(workdir), experiment.evaluation.keep_best)
   with _in_one_line(folder_of_checkpoints(workdir) / str(step), "read"), _plain_folder(workdir) as folder:
-    variables = _read_variables(folder / str(step) / "variables")
+    variables = _read_variables(folder / str(step))
   return Run(experiment, categories, keypoints, variables, step)
 
 
@@ -234,11 +280,14 @@ def _chosen_step(workdir: str, which: str | int, steps: list[int], metric: str) 
   raise CheckpointError(f"{workdir} has no checkpoint {which!r}; it has best, latest, {', '.join(map(str, steps))}")
 
 
-def _read_variables(folder: pathlib.Path) -> dict:
+def _read_variables(place: pathlib.Path) -> dict:
   """The variables to evaluate with, on the default device whatever devices they were saved from."""
-  handler, folder = ocp.PyTreeCheckpointHandler(), epath.Path(folder)
+  handler, folder = ocp.PyTreeCheckpointHandler(), epath.Path(place / "variables")
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree)
   item = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
+  host = place / "host" / "metadata"  # imported variables have none
+  told = json.loads(host.read_text()) if host.exists() else {}
+  _check(place, item, told.get("checksums", {}).get("variables", {}))
   params = item["params"] if item.get("ema_params") is None else item["ema_params"]
   variables = {"params": params} | ({"batch_stats": item["batch_stats"]} if item.get("batch_stats") else {})
   return jax.tree.map(jax.numpy.asarray, variables)

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from rcnn_jax.experiment import Evaluation, Experiment, override
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import moves, preemption, soundness
-from rcnn_jax.training.checkpoint import CheckpointStore
+from rcnn_jax.training.checkpoint import CheckpointError, CheckpointStore, DamagedError
 from rcnn_jax.training.log import Interval, RunLog, clock, progress_line, rows
 from rcnn_jax.training.optim import TrainingError, resolve
 from rcnn_jax.training.preemption import Stopped
@@ -111,8 +111,8 @@ def run(
       workdir, keep_last=experiment.checkpoints.keep_last, metric=experiment.evaluation.keep_best
     )
     stack.callback(store.close)
-    start = store.latest_step() or 0
-    runlog = RunLog(workdir, start)
+    resumed = _resumed(store, spans, variables, mesh)
+    runlog = RunLog(workdir, resumed.step)
     stack.callback(runlog.close)
     notices = stack.enter_context(preemption.noting())
     batches = loader(spans[-1].last)
@@ -132,7 +132,7 @@ def run(
       notices,
       log_every,
     )
-    return trainer.run(variables, start, rows(workdir))
+    return trainer.run(resumed, rows(workdir))
 
 
 def evaluation_interval(evaluation: Evaluation, steps_per_epoch: int) -> int | None:
@@ -149,6 +149,42 @@ def evaluation_interval(evaluation: Evaluation, steps_per_epoch: int) -> int | N
   if every is not None and every <= 0:
     raise TrainingError(f"evaluation.every_steps is {every}: it must be at least 1, or None")
   return every
+
+
+@dataclasses.dataclass(frozen=True)
+class _Resumed:
+  """Where a training goes on."""
+
+  step: int  # 0 at the beginning
+  state: TrainState
+  loader: Any = None  # what the loader's state was
+  unlogged: list[dict[str, float]] = dataclasses.field(default_factory=list)
+  notes: tuple[str, ...] = ()  # on checkpoints that are damaged
+
+
+def _resumed(store: CheckpointStore, spans: tuple[Span, ...], variables: dict, mesh: Mesh) -> _Resumed:
+  """The newest checkpoint that is whole; damaged ones are put aside once an older one is found to be whole.
+
+  Raises:
+    TrainingError: the newest checkpoint is beyond the end of the last stage.
+    CheckpointError: there are checkpoints, and none is whole.
+  """
+  steps, damaged = [step for step in reversed(store.steps()) if step > 0], {}
+  if steps and steps[0] > spans[-1].last:
+    raise TrainingError(f"the run is at step {steps[0]} and ends at step {spans[-1].last}: has its data set shrunk?")
+  for step in steps:
+    current = next(span for span in spans if step <= span.last)
+    template = create_state(variables, descent(current.stage), mesh, step)
+    try:
+      state, loader, unlogged = store.restore(step, template)
+    except DamagedError as error:
+      damaged[step] = error
+      continue
+    notes = tuple(f"{error}; put aside into {store.put_aside(step)}" for step, error in damaged.items())
+    return _Resumed(step, state, loader, unlogged, notes)
+  if damaged:
+    raise CheckpointError(f"{damaged[steps[0]]}; no older checkpoint is whole: to begin anew, move checkpoints away")
+  return _Resumed(0, create_state(variables, descent(spans[0].stage), mesh, 0))
 
 
 @dataclasses.dataclass
@@ -177,16 +213,13 @@ class _Trainer:
     fits = [span for span in self.spans if isinstance(span.stage, Fit)]
     return {step for span in fits for step in (span.first, span.last)} - {0}
 
-  def run(self, variables: dict, start: int, past_rows: list[dict]) -> TrainState:
-    """Trains from step `start`; `past_rows` say whether an evaluation due at `start` was finished."""
-    if start > self.total:
-      raise TrainingError(f"the run is at step {start} and ends at step {self.total}: has its data set shrunk?")
-    current = next(span for span in self.spans if start <= span.last)
-    state = create_state(variables, descent(current.stage), self.mesh, start)
-    unlogged = []
+  def run(self, resumed: _Resumed, past_rows: list[dict]) -> TrainState:
+    """Trains to the end; `past_rows` say whether an evaluation due where it goes on was finished."""
+    start, state, unlogged = resumed.step, resumed.state, resumed.unlogged
+    for note in resumed.notes:
+      self.log.say(note)
     if start:
-      state, loader_state, unlogged = self.store.restore(start, state)
-      self.batches.set_state(loader_state)
+      self.batches.set_state(resumed.loader)
       self.log.say(f"resuming at step {start} of {self.total}")
       if not any(row["step"] == start and row["kind"] == "eval" for row in past_rows):
         self._evaluate_if_due(start, state)
