@@ -448,8 +448,8 @@ def test_batches_of_other_objects_have_the_same_shapes_and_are_a_function_of_see
   settings = data(augmentations=MANY, load_masks=True, load_keypoints=True, batch_size=(4, 2))
   assert pipeline.room_for_objects(settings, 8) == 8 * 2 * 4  # a pair, in each quarter of a mosaic
   assert pipeline.room_for_objects(dataclasses.replace(settings, max_objects=5), 5) == 5
-  whole, again = (take(train(settings), 6) for _ in range(2))
-  shares = [take(train(settings, process_index=index, process_count=2), 6) for index in (0, 1)]
+  whole, again = (take(train(settings), 3) for _ in range(2))
+  shares = [take(train(settings, process_index=index, process_count=2), 3) for index in (0, 1)]
   for batch, other, *parts in zip(whole, again, *shares):
     assert batch.truth.boxes.shape == (4, 64, 4) and batch.truth.masks.shape == (4, 64, 112, 112)
     assert_same(batch, other)

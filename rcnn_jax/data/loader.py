@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import grain
 import numpy as np
 
-from rcnn_jax.data import pipeline, proposals, worker
+from rcnn_jax.data import pipeline, proposals, sampling, worker
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.proposals import StoredProposals
@@ -39,15 +40,17 @@ class Rows:
   epoch: int
   indices: tuple[int, ...]
   canvas: tuple[int, int]
+  times: tuple[int, ...] | None = None  # how often each image has been seen in the epoch before; None: never
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Epoch:
-  """One pass over all images that are trained on: each of them once, in batches of one canvas."""
+  """One pass over all images that are trained on, in batches of one canvas: each once, or as a sampler has it."""
 
   groups: dict[tuple[int, int], np.ndarray]  # canvas -> i64[n], the images on it, as indices into the source
   batch_size: int  # of all processes together
   max_objects: int
+  factors: dict[tuple[int, int], np.ndarray] | None = None  # canvas -> f64[n], how often each is seen on average
 
   @property
   def images(self) -> np.ndarray:
@@ -62,15 +65,23 @@ class Epoch:
   @property
   def num_steps(self) -> int:
     """How many batches an epoch has. The last one of each canvas may have rows that are not valid."""
-    return sum(-(-len(members) // self.batch_size) for members in self.groups.values())
+    return sum(map(self.num_batches, self.groups))
+
+  def num_batches(self, canvas: tuple[int, int]) -> int:
+    """How many batches of an epoch are of this canvas; no batch has an image twice, however often it is repeated."""
+    if self.factors is None:
+      return -(-len(self.groups[canvas]) // self.batch_size)
+    draws, most = sampling.num_draws(self.factors[canvas]), math.ceil(self.factors[canvas].max() - 1e-9)
+    return max(-(-draws // self.batch_size), min(draws, most))
 
 
 class TrainPlan:
-  """The rows of every training batch, by step: each epoch is one shuffled pass over all images.
+  """The rows of every training batch, by step: each epoch is one shuffled pass over all images, or a sampler's draws.
 
   The images of a canvas are shuffled and cut into batches; the last of these is as short as need be, as PyTorch's
   DataLoader has it. So an image stands in exactly one batch of each epoch, and a step is found without replaying the
-  epochs before it. The batches of the canvases are shuffled among each other.
+  epochs before it. The batches of the canvases are shuffled among each other. A sampler's draws are dealt out to the
+  batches of their canvas in turn, those of one image one after the other, so that no batch gets two of them.
   """
 
   def __init__(self, epoch: Epoch, *, seed: int, num_steps: int):
@@ -92,9 +103,21 @@ class TrainPlan:
     rng = np.random.default_rng((self._seed, number))
     size, batches = self._whole.batch_size, []
     for canvas in sorted(self._whole.groups):
+      if self._whole.factors is not None:
+        batches += self._dealt(number, canvas, rng)
+        continue
       order = tuple(rng.permutation(self._whole.groups[canvas]).tolist())
       batches += [Rows(number, order[at : at + size], canvas) for at in range(0, len(order), size)]
     return [batches[position] for position in rng.permutation(len(batches))]
+
+  def _dealt(self, number: int, canvas: tuple[int, int], rng: np.random.Generator) -> list[Rows]:
+    members, num_batches = self._whole.groups[canvas], self._whole.num_batches(canvas)
+    counts = np.minimum(sampling.draws(self._whole.factors[canvas], rng), num_batches)
+    order = rng.permutation(len(members))
+    places = np.repeat(order, counts[order])
+    times = np.arange(len(places)) - np.repeat(np.cumsum(counts[order]) - counts[order], counts[order])
+    hands = [(members[places[at::num_batches]], times[at::num_batches]) for at in range(num_batches)]
+    return [Rows(number, tuple(hand.tolist()), canvas, tuple(seen.tolist())) for hand, seen in hands]
 
 
 class TrainIterator(Iterator[Batch]):
@@ -175,13 +198,25 @@ def training_epoch(data: Data, source: Source, batch_size: int | None = None) ->
     raise DataError(f"no images to train on: {_why_none(data, found)}")
   if found.untrainable is not None:
     logger.warning("the training data: %s", found.untrainable)
-  groups = _by_canvas(data, found.sizes, np.flatnonzero(chosen).tolist(), train=True)
-  _warn_of_many(data, groups)
-  return Epoch(
-    {canvas: np.array(members) for canvas, members in groups.items()},
-    batch_size or data.batch_size[0],
-    pipeline.room_for_objects(data, found.max_objects),
-  )
+  images, factors = np.flatnonzero(chosen), None
+  if data.sampler is not None:
+    images, factors = _sampled(data, source, images)
+  by_canvas = _by_canvas(data, found.sizes, images.tolist(), train=True)
+  _warn_of_many(data, by_canvas)
+  groups = {canvas: np.array(members) for canvas, members in by_canvas.items()}
+  if factors is not None:
+    factors = {canvas: factors[np.searchsorted(images, members)] for canvas, members in groups.items()}
+  room = pipeline.room_for_objects(data, found.max_objects)
+  return Epoch(groups, batch_size or data.batch_size[0], room, factors)
+
+
+def _sampled(data: Data, source: Source, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """The images that the sampler draws, i64[n], and how often each is seen in an epoch on average, f64[n]."""
+  factors = data.sampler.factors(sampling.pairs(source, images), len(images))
+  drawn = factors > 0
+  if not drawn.any():
+    raise DataError(f"no images to train on: {type(data.sampler).__name__} draws none, for want of an object")
+  return images[drawn], factors[drawn]
 
 
 def train_loader(
@@ -328,7 +363,9 @@ def _load_rows(
     rng = None
     if seed is not None:
       image_id = source.annotations(rows.indices[place], masks=False).image_id
-      rng = np.random.default_rng((seed, rows.epoch, image_id, *([] if real else [repetition])))
+      before = 0 if rows.times is None else rows.times[place]
+      again = (repetition, before) if before else (repetition,) if repetition else ()
+      rng = np.random.default_rng((seed, rows.epoch, image_id, *again))
     example = pipeline.load(data, source, rows.indices[place], rows.canvas, max_objects, rng, regions, others)
     examples.append(example.replace(valid=np.array(real)))
   return pipeline.stack(examples)

@@ -48,6 +48,7 @@ class Data:
   canvases: tuple[tuple[int, int], ...] | transforms.PaddedToMultiple = ((480, 640), (640, 480))
   augmentations: tuple = (transforms.HorizontalFlip(0.5),)
   batch_size: tuple[int, int] = (2, 2)  # (train, eval)
+  sampler: Any = None  # how often an epoch shows each image: RepeatFactor(), ClassBalanced(); None: once
   max_objects: int | None = None  # None: the most that an image of the source has, rounded up to a multiple of 8
   skip_empty: bool = False  # leave images without a trainable object out of training, as Detectron2 does
   load_masks: bool = False
