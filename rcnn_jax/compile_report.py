@@ -9,12 +9,13 @@ from rcnn_jax.evaluation.tables import text_table
 
 def text(report: dict) -> str:
   """The report of one program (`launch.compile` writes its JSON form)."""
-  line, work = report["roofline"], f"{report['flops'] / 1e9:.1f} GFLOP, {report['bytes'] / 1e9:.2f} GB moved"
+  line = report["roofline"]
+  work = f"{report['flops'] / 1e9:.1f} GFLOP, {report['bytes'] / 1e9:.2f} GB moved"
   versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
   size = "x".join(map(str, report["canvas"]))
   lines = [
-    f"{report['experiment']}: {report['what']}, batch {report['batch_size']} of {size} on {report['devices']} device(s) "
-    f"of {report['topology']}; compiled in {report['compile_s']:.1f} s by {versions}",
+    f"{report['experiment']}: {report['what']}, batch {report['batch_size']} of {size} on "
+    f"{report['devices']} device(s) of {report['topology']}; compiled in {report['compile_s']:.1f} s by {versions}",
     "each device:",
     *_memory(report["memory"]),
     f"  work         {work}; loop bodies count once",

@@ -53,7 +53,7 @@ def synthetic_batch(
 
   The canvas (height, width) is the experiment's first, where none is given. There are as many rows for objects as in
   training, of which `num_objects` hold one. Where the experiment has proposals, there are as many of them as it
-  evaluates with. Where it loads masks, each is its whole box, and joints lie anywhere: what they hold changes no time.
+  evaluates with. Where it loads masks, each is its whole box, and joints lie anywhere: what they hold takes no time.
   """
   rng = np.random.default_rng(0)
   model = sized_model(experiment, num_classes)

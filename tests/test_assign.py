@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from rcnn_jax import types
-from rcnn_jax.ops import assign
+from rcnn_jax.ops import assign, boxes
 
 N, S = 30, 12
 rules = functools.partial(assign.match, foreground_iou=0.7, background_iou=0.3)
@@ -86,6 +86,33 @@ def test_ignored_regions_are_neither():
   assert roles(rules(IOU, np.ones(2, bool), ignored=ignored)) == "----b"
 
 
+THRESHOLDS = dict(foreground_iou=0.7, background_iou=0.3)
+one_table = jax.jit(
+  lambda anchors, objects, valid, exists: assign.match(
+    boxes.iou(anchors, objects), valid, allow_low_quality=True, anchor_valid=exists, **THRESHOLDS
+  )
+)
+in_chunks = jax.jit(functools.partial(assign.match_anchors, **THRESHOLDS), static_argnames="chunk")
+whole_pixels = st.integers(0, 40).map(float)
+several_boxes = lambda count: hnp.arrays(np.float32, (count, 4), elements=whole_pixels)
+
+
+@settings(deadline=None, max_examples=60)
+@given(several_boxes(23), several_boxes(34), hnp.arrays(bool, 34), hnp.arrays(bool, 23), st.sampled_from([1, 9, 64]))
+def test_anchors_in_chunks_are_matched_as_in_one_table_to_the_last_bit(anchors, objects, valid, exists, chunk):
+  # 34 objects take two words of 32 bits; boxes of so few pixels are often equal, so that there are ties.
+  want = one_table(anchors, objects, valid, exists)
+  got = in_chunks(anchors, objects, valid, anchor_valid=exists, chunk=chunk)
+  jax.tree.map(np.testing.assert_array_equal, got, want)
+
+
+def test_the_highest_overlap_counts_wherever_its_chunk_is():
+  anchors = np.float32([[0, 0, 10, 10], [0, 0, 8, 8], [40, 40, 50, 50], [0, 0, 8, 8]])
+  objects = np.float32([[0, 0, 6, 6]])
+  got = in_chunks(anchors, objects, np.ones(1, bool), chunk=1)
+  assert roles(got) == "-fbf"  # 36 / 64 is the highest, twice; 36 / 100 is neither
+
+
 roles_of_regions = hnp.arrays(np.int32, N, elements=st.integers(0, 2))
 
 
@@ -124,7 +151,7 @@ def test_more_samples_than_regions_leave_the_rest_not_valid():
 
 
 def test_targets_gather_boxes_and_classes_and_zero_the_rest():
-  boxes = np.arange(20, dtype=np.float32).reshape(5, 4)
+  regions = np.arange(20, dtype=np.float32).reshape(5, 4)
   truth = types.GroundTruth(
     boxes=np.zeros((2, 4), np.float32),
     classes=np.array([7, 9], np.int32),
@@ -138,8 +165,8 @@ def test_targets_gather_boxes_and_classes_and_zero_the_rest():
     foreground=jnp.array([True, True, False, False]),
     valid=jnp.array([True, True, True, False]),
   )
-  got = assign.targets(samples, match, boxes, truth)
-  np.testing.assert_array_equal(got.boxes, [boxes[3], boxes[0], boxes[4], [0, 0, 0, 0]])
+  got = assign.targets(samples, match, regions, truth)
+  np.testing.assert_array_equal(got.boxes, [regions[3], regions[0], regions[4], [0, 0, 0, 0]])
   np.testing.assert_array_equal(got.classes, [9, 7, 0, 0])
   np.testing.assert_array_equal(got.matched, [1, 0, 0, 0])
   np.testing.assert_array_equal(got.valid, [True, True, True, False])

@@ -158,12 +158,12 @@ class Rpn(nn.Module):
     keys = random.per_image(random.named(key, "rpn"), batch.image_id)
 
     def image(logits, deltas, truth, key, valid):
-      matches = assign.match(
-        boxes.iou(grid, truth.boxes),
+      matches = assign.match_anchors(
+        grid,
+        truth.boxes,
         truth.valid,
         foreground_iou=self.foreground_iou,
         background_iou=self.background_iou,
-        allow_low_quality=True,
         anchor_valid=jnp.broadcast_to(valid, grid.shape[:1]),
       )
       samples = assign.sample(

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from rcnn_jax.ops import boxes
 from rcnn_jax.types import GroundTruth, RoiSamples
 
 
@@ -74,6 +75,65 @@ def match(
   )
 
 
+def match_anchors(
+  anchors: jax.Array,
+  objects: jax.Array,
+  truth_valid: jax.Array,
+  *,
+  foreground_iou: float,
+  background_iou: float,
+  anchor_valid: jax.Array | None = None,
+  chunk: int = 16384,
+) -> Match:
+  """`match` of N anchors with M objects, with low-quality matches, without a table of N x M overlaps.
+
+  A picture of 800 x 1344 has 268,569 anchors, whose overlaps with 100 objects take 102 MiB. They are computed for
+  `chunk` anchors at a time at most. What is kept of each is one bit for each object: whether the anchor has the
+  object's highest overlap within its chunk. Once the chunk with the highest of all is known, that settles who has the
+  highest. All is equal to `match` where overlaps are computed exactly, as of boxes in whole pixels; else they may
+  differ in their last bit, as of any two compiled programs.
+
+  Args:
+    anchors: f32[N, 4], canvas pixels.
+    objects: f32[M, 4], canvas pixels.
+    truth_valid: bool[M], the objects to match with.
+    foreground_iou: 0..1.
+    background_iou: 0..1, not above foreground_iou.
+    anchor_valid: bool[N], the anchors that exist; all, if None.
+    chunk: how many anchors at a time, at most.
+  """
+  num_anchors = anchors.shape[0]
+  anchor_valid = jnp.ones(num_anchors, bool) if anchor_valid is None else anchor_valid
+
+  num_chunks = max(1, -(-num_anchors // chunk))
+
+  def divided(x):
+    x = jnp.pad(x, ((0, -num_anchors % num_chunks), *((0, 0),) * (x.ndim - 1)))
+    return x.reshape(num_chunks, -1, *x.shape[1:])
+
+  def part(rows):
+    anchors, valid = rows
+    iou = jnp.where(valid[:, None] & truth_valid[None, :], boxes.iou(anchors, objects), -1.0)
+    iou = jax.lax.optimization_barrier(
+      iou
+    )  # computed once: twice, it might be rounded in two ways, and no tie be found
+    best_of_truth = iou.max(axis=0)
+    return iou.max(axis=1), iou.argmax(axis=1).astype(jnp.int32), _packed(iou == best_of_truth), best_of_truth
+
+  best, matched, ties, best_of_truth = jax.lax.map(part, (divided(anchors), divided(anchor_valid)))
+  highest = best_of_truth.max(axis=0)
+  here = (best_of_truth == highest) & (highest > 0)  # bool[N / chunk, M]: the chunk has the highest overlap of all
+  low_quality = (ties & _packed(here)[:, None] != 0).any(axis=-1)
+  best, matched, low_quality = (x.reshape(-1)[:num_anchors] for x in (best, matched, low_quality))
+  foreground = (best >= foreground_iou) | low_quality
+  return Match(
+    matched=matched,
+    foreground=foreground & anchor_valid,
+    background=(best < background_iou) & ~foreground & anchor_valid,
+    iou=jnp.maximum(best, 0.0),
+  )
+
+
 def sample(
   key: jax.Array, foreground: jax.Array, background: jax.Array, *, num_samples: int, foreground_fraction: float
 ) -> Samples:
@@ -118,6 +178,13 @@ def targets(samples: Samples, match: Match, boxes: jax.Array, truth: GroundTruth
     matched=matched,
     valid=samples.valid,
   )
+
+
+def _packed(flags: jax.Array) -> jax.Array:
+  """bool[..., M] -> u32[..., ceil(M / 32)], a bit for each."""
+  flags = jnp.pad(flags, ((0, 0),) * (flags.ndim - 1) + ((0, -flags.shape[-1] % 32),))
+  words = flags.reshape(*flags.shape[:-1], -1, 32).astype(jnp.uint32)
+  return (words << jnp.arange(32, dtype=jnp.uint32)).sum(axis=-1, dtype=jnp.uint32)
 
 
 def _draw(draws: jax.Array, eligible: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
