@@ -4,7 +4,7 @@ Data and canvas are those of faster_rcnn_squeezenet_bccd; the proposals come fro
 for cells: segments at a small scale, small boxes kept and first (recall at IoU 0.5 with 500 boxes an image: 0.919 on
 test). As the paper: RoI max pooling, 2 images x 64 RoIs a batch, one loss for classes and boxes. Unlike it, so that
 two CPU cores do it: 500 to 600 proposals, one fully connected layer of 256, a cosine schedule of 6 epochs, which all
-steps of the ladder have. Measured (one seed; README.md): AP 41.3, AP50 71.6.
+steps of the ladder have. Measured (one seed; docs/results.md): AP 41.3, AP50 71.6.
 
     python -m launch.prepare_data --experiment=fast_rcnn_squeezenet_bccd
     python -m launch.train --experiment=fast_rcnn_squeezenet_bccd --workdir=runs/fast_bccd

@@ -5,7 +5,7 @@
     python -m launch.train --experiment=faster_rcnn_r18_fpn_bccd --workdir=runs/r18_bccd
 
 The weights are those of faster_rcnn_r18_fpn_shapes. At half the images' size, so that a CPU takes minutes. Measured:
-box AP 0.497, AP50 0.876 (one seed; README.md, "Trust").
+box AP 0.497, AP50 0.876 (one seed; docs/trust.md).
 """
 
 import dataclasses

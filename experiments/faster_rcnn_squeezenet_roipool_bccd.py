@@ -2,7 +2,7 @@
 
 faster_rcnn_squeezenet_bccd as its paper has it: RoI max pooling, where that one has RoI Align, which came with Mask
 R-CNN. So the step from Fast R-CNN is the proposals, and the one to Mask R-CNN is RoI Align and the pyramid. 6 epochs
-instead of 10, as every step of the ladder. Measured (one seed; README.md): AP 49.8, AP50 84.6.
+instead of 10, as every step of the ladder. Measured (one seed; docs/results.md): AP 49.8, AP50 84.6.
 
     python -m launch.train --experiment=faster_rcnn_squeezenet_roipool_bccd --workdir=runs/faster_roipool_bccd
 """

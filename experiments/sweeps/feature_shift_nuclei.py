@@ -6,7 +6,7 @@ poolings pad. RoI Align reads it as if it looked at 4 j (torchvision: 3.5 pixels
 has a side of 13 pixels.
 
 Published: no numbers of such a shift. Measured: box AP 0.473 ± 0.002 as published (five seeds), 0.478 ± 0.007 aligned
-(four, one of them an outlier), 0.481 ± 0.002 padded (five; README.md, "Where features lie").
+(four, one of them an outlier), 0.481 ± 0.002 padded (five; docs/results.md, "Where features lie").
 
     python -m launch.sweep --sweep=feature_shift_nuclei --workdir=runs/feature_shift_nuclei
 """

@@ -3,7 +3,7 @@
 Published: mask AP on COCO 26.9 with RoI max pooling, 27.1 with RoI warp, 30.3 with RoI Align (ResNet-50-C4, stride
 16); with stride 32 (C5) 23.6 with RoI pooling, 30.9 with RoI Align. Here nearly all regions are pooled at stride 4,
 and the median nucleus has a side of 13 pixels. Measured over three seeds: mask AP 0.489 with RoI Align, 0.375 with
-RoI max pooling, a difference of 0.115 (95 %: 0.104 to 0.125; README.md, "Measured"). RoI warp: not yet.
+RoI max pooling, a difference of 0.115 (95 %: 0.104 to 0.125; docs/results.md). RoI warp: not yet.
 
     python -m launch.sweep --sweep=roi_op_nuclei --workdir=runs/roi_op_nuclei
 """
