@@ -65,7 +65,13 @@ class Command:
     options = [word.format(run=self.run) for word in words[1:]]
     command = [sys.executable, "-m", f"launch.{words[0]}", f"--experiment={folder}/{name}.py", *options]
     self.process = subprocess.Popen(
-      command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+      command,
+      cwd=folder,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      start_new_session=True,
+      preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it for what it puts behind
     )
     self.said, self.errors = b"", b""
     self._readers = [threading.Thread(target=self._read, args=(which,)) for which in ("stdout", "stderr")]
@@ -79,7 +85,7 @@ class Command:
 
   def lines(self) -> list[str]:
     """What it has said of errors; a bar of progress is none."""
-    text = re.sub(r"\r[^\n\r]*image/s\]", "", self.errors.decode())
+    text = re.sub(r"[^\n\r]*(image/s|s/image)\]", "", self.errors.decode())
     return [line for line in re.split(r"[\n\r]", text) if line.strip()]
 
   def running(self) -> bool:
