@@ -49,6 +49,30 @@ class Checkpoints:
 
 
 @dataclasses.dataclass(frozen=True)
+class Sharding:
+  """How the parameters whose whole path matches a regular expression are divided over the devices of the mesh.
+
+  Their momentum and their moving average are divided as they are. Exactly one of `axes` and `largest` is given.
+  """
+
+  pattern: str  # matched against all of 'backbone/conv1/kernel'
+  axes: tuple[str | None, ...] | None = None  # of the last dimensions: 'data', 'model' or None for one kept whole
+  largest: str | None = None  # the axis that divides the largest dimension which it can; where there is none, copied
+
+
+FULLY_SHARDED = (Sharding(".*", largest="data"),)  # parameters and optimiser state over all data devices (FSDP)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+  """The devices, as data x model. Batches are divided over all of them; no result depends on any of this."""
+
+  data: int | None = None  # None: as many as there are, by `model`
+  model: int = 1
+  rules: tuple[Sharding, ...] = ()  # the first that matches counts; parameters that none matches are copied
+
+
+@dataclasses.dataclass(frozen=True)
 class BackboneWeights:
   """The backbone starts from a file of pretrained weights, and with `trunk` VGG's fc6 and fc7 too."""
 
@@ -74,6 +98,7 @@ class Experiment:
   evaluation: Evaluation = Evaluation()
   checkpoints: Checkpoints = Checkpoints()
   init: BackboneWeights | None = None
+  mesh: Mesh = Mesh()
   max_skipped_steps: int = 3  # in a row, whose loss or gradient is not finite: the training stops
 
   def override(self, changes: dict[str, Any]) -> Experiment:

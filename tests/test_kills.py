@@ -91,7 +91,7 @@ class Command:
   def running(self) -> bool:
     return self.process.poll() is None
 
-  def end(self, timeout: float = 300) -> int:
+  def end(self, timeout: float = 1800) -> int:
     """Its exit status; nothing that it started is left."""
     status = self.process.wait(timeout)
     for reader in self._readers:

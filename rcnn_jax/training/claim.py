@@ -33,6 +33,7 @@ IDLE = (
   "evaluation.keep_best",
   "evaluation.pictures",
   "checkpoints",
+  "mesh",
   "max_skipped_steps",
 )
 # Paths that evaluation alone depends on: the training may go on, its numbers are others from there on.

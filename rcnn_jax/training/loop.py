@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from rcnn_jax.experiment import Evaluation, Experiment, override
+from rcnn_jax.experiment import Evaluation, Experiment, Sharding, override
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import moves, preemption, soundness
 from rcnn_jax.training.checkpoint import CheckpointError, CheckpointStore, DamagedError
@@ -91,7 +91,7 @@ def run(
     evaluate: called with the variables and the step every `evaluation.every_steps`, after the last step, and before
       and after each fit.
     fit: carries out the stages that are no gradient descent.
-    mesh: the devices; all of them by default.
+    mesh: the devices; by default those that the experiment's own `mesh` names.
     log_every: steps between two rows of metrics.jsonl.
 
   Returns:
@@ -101,7 +101,7 @@ def run(
     TrainingError: for settings that do not fit, and for losses or gradients that are not finite, several in a row.
     Stopped: after SIGTERM or SIGUSR1, with a checkpoint saved.
   """
-  mesh = mesh or meshes.data_mesh()
+  mesh = mesh or meshes.make(experiment.mesh)
   meshes.check_batch_size(experiment.data.batch_size[0], mesh)
   spans = plan(experiment.stages, steps_per_epoch)
   evaluate_every = evaluation_interval(experiment.evaluation, steps_per_epoch)
@@ -111,7 +111,7 @@ def run(
       workdir, keep_last=experiment.checkpoints.keep_last, metric=experiment.evaluation.keep_best
     )
     stack.callback(store.close)
-    resumed = _resumed(store, spans, variables, mesh)
+    resumed = _resumed(store, spans, variables, mesh, experiment.mesh.rules)
     runlog = RunLog(workdir, resumed.step)
     stack.callback(runlog.close)
     notices = stack.enter_context(preemption.noting())
@@ -162,7 +162,9 @@ class _Resumed:
   notes: tuple[str, ...] = ()  # on checkpoints that are damaged
 
 
-def _resumed(store: CheckpointStore, spans: tuple[Span, ...], variables: dict, mesh: Mesh) -> _Resumed:
+def _resumed(
+  store: CheckpointStore, spans: tuple[Span, ...], variables: dict, mesh: Mesh, rules: tuple[Sharding, ...]
+) -> _Resumed:
   """The newest checkpoint that is whole; damaged ones are put aside once an older one is found to be whole.
 
   Raises:
@@ -174,7 +176,7 @@ def _resumed(store: CheckpointStore, spans: tuple[Span, ...], variables: dict, m
     raise TrainingError(f"the run is at step {steps[0]} and ends at step {spans[-1].last}: has its data set shrunk?")
   for step in steps:
     current = next(span for span in spans if step <= span.last)
-    template = create_state(variables, descent(current.stage), mesh, step)
+    template = create_state(variables, descent(current.stage), mesh, step, rules)
     try:
       state, loader, unlogged = store.restore(step, template)
     except DamagedError as error:
@@ -184,7 +186,7 @@ def _resumed(store: CheckpointStore, spans: tuple[Span, ...], variables: dict, m
     return _Resumed(step, state, loader, unlogged, notes)
   if damaged:
     raise CheckpointError(f"{damaged[steps[0]]}; no older checkpoint is whole: to begin anew, move checkpoints away")
-  return _Resumed(0, create_state(variables, descent(spans[0].stage), mesh, 0))
+  return _Resumed(0, create_state(variables, descent(spans[0].stage), mesh, 0, rules))
 
 
 @dataclasses.dataclass
@@ -226,13 +228,18 @@ class _Trainer:
     for span in self.spans:
       if start < span.last:
         if start == span.first and start > 0:
-          state = create_state(state.variables(), descent(span.stage), self.mesh, start)
+          state = self._next_state(state.variables(), span.stage, start)
         if isinstance(span.stage, Sgd):
           state = self._train(state, span, start, Interval(unlogged))
         else:
           state = self._fit(state, span)
         start, unlogged = span.last, []
     return state
+
+  def _next_state(self, variables: dict, stage: Stage, step: int) -> TrainState:
+    """The state at the beginning of a stage."""
+    whole = variables if jax.process_count() == 1 else meshes.copied(variables, self.mesh)
+    return create_state(whole, descent(stage), self.mesh, step, self.experiment.mesh.rules)
 
   def _train(self, state: TrainState, span: Span, start: int, interval: Interval) -> TrainState:
     """The steps start + 1 .. span.last; `interval` is what the next row of the log sums up."""
@@ -245,6 +252,7 @@ class _Trainer:
       num_steps=span.last - span.first,
       first_step=span.first,
       max_skipped=limit,
+      rules=self.experiment.mesh.rules,
     )
     batch_size = self.experiment.data.batch_size[0]
     self._announce(state, span)
@@ -290,7 +298,7 @@ class _Trainer:
     self.log.say(f"stage {self.spans.index(span) + 1} of {len(self.spans)}: {type(span.stage).__name__}")
     with self._interruptible(span.first):
       variables, numbers = self.fit(span.stage, jax.device_get(state.variables()), self.log.say)
-    state = create_state(variables, descent(span.stage), self.mesh, span.last)
+    state = self._next_state(variables, span.stage, span.last)
     self.log.write(span.last, "fit", numbers)
     self.store.save(span.last, state, self.batches.get_state(), [])
     self._evaluate_if_due(span.last, state)
@@ -351,7 +359,7 @@ class _Trainer:
       return
     began = time.perf_counter()
     with self._interruptible(step):
-      metrics = self.evaluate(state.variables(), step)
+      metrics = self.evaluate(meshes.copied(state.variables(), self.mesh), step)
     self.log.write(step, "eval", metrics)
     best = self.experiment.evaluation.keep_best
     score = "none" if metrics.get(best) is None else f"{metrics[best]:.4f}"

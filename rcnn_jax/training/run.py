@@ -43,7 +43,7 @@ def train(
   Args:
     experiment: what is trained.
     workdir: the run directory, made if need be.
-    mesh: the devices; all of them by default.
+    mesh: the devices; by default those that the experiment's own `mesh` names.
     init_from: another run whose parameters are taken: 'DIR', 'DIR@latest' or 'DIR@STEP'.
     skip: a regular expression of the parameters that `init_from` leaves alone.
     log_every: steps between two lines of progress.
@@ -56,7 +56,7 @@ def train(
     Stopped: after SIGTERM or SIGUSR1, with everything saved; called again, the training goes on.
   """
   with preemption.stopping():
-    return _train(experiment, str(workdir), mesh or meshes.data_mesh(), init_from, skip, log_every)
+    return _train(experiment, str(workdir), mesh or meshes.make(experiment.mesh), init_from, skip, log_every)
 
 
 def _train(
@@ -91,7 +91,7 @@ def _train(
     variables,
     epoch.num_steps,
     functools.partial(batches, experiment, source, epoch),
-    evaluate=evaluation(experiment, eval_source, workdir, model, mesh),
+    evaluate=evaluation(experiment, eval_source, workdir, model, meshes.flat(mesh)),
     fit=fitting(experiment, source, workdir, model),
     mesh=mesh,
     log_every=log_every,

@@ -16,7 +16,7 @@ import optax
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec
 
-from rcnn_jax.experiment import override
+from rcnn_jax.experiment import Sharding, override
 from rcnn_jax.models.layers import FROZEN
 from rcnn_jax.ops import random
 from rcnn_jax.ops.devices import across_devices
@@ -46,9 +46,12 @@ class TrainState:
     return {"params": params} | ({"batch_stats": self.batch_stats} if self.batch_stats else {})
 
 
-def create_state(variables: dict, stage: Sgd, mesh: Mesh, step: int = 0) -> TrainState:
-  """The state at the beginning of a stage, copied onto every device; raises as `first_state`."""
-  return meshes.replicate(first_state(variables, stage, step), mesh)
+def create_state(
+  variables: dict, stage: Sgd, mesh: Mesh, step: int = 0, rules: tuple[Sharding, ...] = ()
+) -> TrainState:
+  """The state at the beginning of a stage, laid out by the mesh's rules; raises as `first_state` and `mesh.layout`."""
+  state = first_state(variables, stage, step)
+  return meshes.place(state, meshes.layout(state, mesh, rules))
 
 
 def first_state(variables: dict, stage: Sgd, step: int = 0) -> TrainState:
@@ -94,6 +97,7 @@ def make_train_step(
   num_steps: int,
   first_step: int = 0,
   max_skipped: int | None = None,
+  rules: tuple[Sharding, ...] = (),
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
   """The step of a stage, jitted once for each canvas; the state that goes in is donated.
 
@@ -103,11 +107,12 @@ def make_train_step(
     model: has a method `losses(batch, key) -> dict[str, f32[]]`, of the images of one device, whose terms are divided
       by the counts of all devices (`ops.losses.divide`); the stage may change some of its values.
     stage: the optimiser, schedule and rules.
-    mesh: the batch is divided along its 'data' axis, parameters have a copy on every device.
+    mesh: the batch is divided over its devices.
     seed: the random key of a step depends on this, on the number of the step and on nothing else.
     num_steps: the length of the stage, which its schedule is fitted to.
     first_step: the number of the stage's first step.
     max_skipped: after so many skipped steps in a row, all are skipped, so that the last one can be repeated.
+    rules: how parameters are laid out; by default each device has a copy.
   """
   model = override(model, dict(stage.model))
 
@@ -115,7 +120,7 @@ def make_train_step(
   gradients_of = jax.shard_map(
     functools.partial(loss_and_gradients, model, stage),
     mesh=mesh,
-    in_specs=(PartitionSpec(), PartitionSpec(), PartitionSpec("data"), PartitionSpec()),
+    in_specs=(PartitionSpec(), PartitionSpec(), meshes.rows(mesh), PartitionSpec()),
     out_specs=PartitionSpec(),
     check_vma=False,
   )
@@ -136,9 +141,12 @@ def make_train_step(
     kept = jax.tree.map(functools.partial(jnp.where, sound), moved, state)
     skipped = jnp.where(sound, 0, state.skipped + 1)
     metrics |= {"lr": lr, "grad_norm": norm, "skipped": 1.0 - sound}
-    return kept.replace(step=state.step + 1, skipped=skipped), metrics
+    state = kept.replace(step=state.step + 1, skipped=skipped)
+    return (jax.lax.with_sharding_constraint(state, meshes.layout(state, mesh, rules)) if rules else state), metrics
 
   copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)
+  if rules:  # the arrays that go in know where they are
+    return jax.jit(train_step, donate_argnums=0)
   return jax.jit(train_step, donate_argnums=0, in_shardings=(copies, divided), out_shardings=copies)
 
 
