@@ -43,6 +43,7 @@ def draw(
   *,
   skeleton: Sequence[tuple[int, int]] = (),
   long_side: int = 960,
+  labels: bool = True,
 ) -> np.ndarray:
   """The image, enlarged to be legible if it is small, with its objects drawn on it.
 
@@ -55,6 +56,7 @@ def draw(
     names: class name by category id; their order gives the colours. One that no font has is shown by its id.
     skeleton: the joints, counted from 0, that limbs join.
     long_side: pixels; smaller images are enlarged to about this, larger ones stay as they are.
+    labels: whether names and scores are written.
 
   Returns:
     u8[H', W', 3].
@@ -71,7 +73,8 @@ def draw(
     _draw_box(pen, _scaled_box(one, factor), colours[one["category_id"]], width)
     _draw_keypoints(pen, one, skeleton, factor, colours[one["category_id"]], width)
   best_first = sorted(objects, key=lambda one: -one.get("score", 1.0))
-  _draw_labels(pen, best_first, names, factor, size, width)
+  if labels:
+    _draw_labels(pen, best_first, names, factor, size, width)
   return np.asarray(canvas)
 
 

@@ -21,30 +21,30 @@ SMOOTHED_FROM = 40  # points, from which a curve is drawn through a running mean
 
 def loss_figure(rows: Sequence[Mapping[str, float]]) -> Figure:
   """The total loss and its terms over steps, from the train rows of metrics.jsonl; long curves also smoothed."""
-  figure, axes = _axes("Training loss", "step", "loss")
+  figure, axes = new_axes("Training loss", "step", "loss")
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   names = ["loss", *sorted({name for row in rows for name in row if name.startswith("loss/")})]
   for n, name in enumerate(names):
     steps, values = _series(rows, name)
     label = "total" if name == "loss" else name.removeprefix("loss/")
     _line(axes, steps, values, label, COLOURS[n % len(COLOURS)], 2.2 if name == "loss" else 1.3)
-  return _finish(figure, axes, len(names))
+  return with_legend(figure, axes, len(names))
 
 
 def metric_figure(rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> Figure:
   """Metrics over steps, percent, from rows that each hold `step` and some of the metrics in 0..1."""
-  figure, axes = _axes("Evaluation", "step", "%")
+  figure, axes = new_axes("Evaluation", "step", "%")
   axes.xaxis.set_major_locator(MaxNLocator(integer=True))
   for n, name in enumerate(names):
     steps, values = _series(rows, name)
     axes.plot(steps, 100 * values, "-o", color=COLOURS[n % len(COLOURS)], label=name, linewidth=2, markersize=5)
   axes.set_ylim(bottom=0)
-  return _finish(figure, axes, len(names))
+  return with_legend(figure, axes, len(names))
 
 
 def precision_recall_figure(curves: Mapping[str, Sequence[float]], kind: str) -> Figure:
   """Precision over recall at IoU (keypoints: OKS) 0.5, by class name; of many classes only their mean is coloured."""
-  figure, axes = _axes(
+  figure, axes = new_axes(
     f"{kind}: precision and recall, {'OKS' if kind == 'keypoints' else 'IoU'} 0.5", "recall", "precision"
   )
   recall, few = np.linspace(0.0, 1.0, 101), len(curves) <= len(COLOURS)
@@ -56,12 +56,12 @@ def precision_recall_figure(curves: Mapping[str, Sequence[float]], kind: str) ->
     axes.plot(recall, mean, color=COLOURS[0], linewidth=2.4, label="mean over classes")
   axes.set_xlim(0, 1)
   axes.set_ylim(0, 1.02)
-  return _finish(figure, axes, len(curves) if few else 1)
+  return with_legend(figure, axes, len(curves) if few else 1)
 
 
 def trade_off_figure(points: Sequence[tuple[str, float, float]], title: str) -> Figure:
   """Labelled points (name, seconds an image, AP50 in 0..1), joined in their order, over a logarithmic time axis."""
-  figure, axes = _axes(title, "seconds an image at test time, proposals included", "box AP50, %")
+  figure, axes = new_axes(title, "seconds an image at test time, proposals included", "box AP50, %")
   seconds, values = [x for _, x, _ in points], [100 * y for _, _, y in points]
   axes.set_xscale("log")
   axes.set_xlim(min(seconds) / 2, max(seconds) * 2)
@@ -112,7 +112,7 @@ def _shown(name: str) -> str:
   return f" {name}" if name.startswith("_") else name
 
 
-def _axes(title: str, x: str, y: str):
+def new_axes(title: str, x: str, y: str):
   figure = Figure(figsize=(6.4, 4.0), dpi=150, layout="constrained")
   axes = figure.add_subplot()
   axes.set_title(title, loc="left", color=INK, fontsize=12, fontweight="bold")
@@ -142,7 +142,7 @@ def _line(axes, steps: np.ndarray, values: np.ndarray, label: str, color: str, w
   axes.plot(steps, totals, color=color, label=label, linewidth=width)
 
 
-def _finish(figure: Figure, axes, num_lines: int) -> Figure:
+def with_legend(figure: Figure, axes, num_lines: int) -> Figure:
   if num_lines:
     legend = axes.legend(frameon=False, labelcolor=INK, fontsize=9, ncols=1 if num_lines <= 6 else 2)
     texts = legend.get_texts()

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from rcnn_jax.evaluation.compare import bootstrap
+from rcnn_jax.evaluation.compare import bootstrap, calibration, lrp, tide
 from rcnn_jax.evaluation.compare.average_precision import average_precision, mean_over_classes, summary
 from rcnn_jax.evaluation.compare.bootstrap import Difference
-from rcnn_jax.evaluation.compare.inputs import Detector, Inputs
+from rcnn_jax.evaluation.compare.inputs import Inputs
 from rcnn_jax.evaluation.compare.matching import Matches, match
+from rcnn_jax.evaluation.compare.tide import Errors
 
 Numbers = Mapping[str, np.ndarray]  # name -> f64[1 + R]
 EFFECT = 0.005  # 0.5 AP, which the line on power asks for
@@ -28,8 +29,7 @@ class Compared:
 
   Attributes:
     kind: of `matching.KINDS`.
-    matches: by variant, of each of its detectors.
-    numbers: likewise.
+    matches: by variant, of each of its detectors; errors and numbers likewise.
     differences: variant -> name -> how far it lies above the base, for all but the base.
     adjusted: variant -> name -> p by Holm's correction: of a summary number over the variants, of a class' AP over
       variants and classes.
@@ -37,6 +37,7 @@ class Compared:
 
   kind: str
   matches: Mapping[str, Sequence[Matches]]
+  errors: Mapping[str, Sequence[Errors]]
   numbers: Mapping[str, Sequence[Numbers]]
   differences: Mapping[str, Mapping[str, Difference]]
   adjusted: Mapping[str, Mapping[str, float | None]]
@@ -81,13 +82,16 @@ def compare(
   counts = bootstrap.draws(len(inputs.truth["images"]), resamples, seed)
   found = {}
   for kind in kinds_of(inputs):
-    matches, numbers = {}, {}
+    matches, errors, numbers = {}, {}, {}
     for variant in inputs.variants:
       told(f"{kind}: {variant.name}")
       matches[variant.name] = [match(inputs.truth, one.results, kind, max_detections) for one in variant.detectors]
-      parts = zip(variant.detectors, matches[variant.name])
-      numbers[variant.name] = [numbers_of(inputs.truth, one, matched, counts) for one, matched in parts]
-    found[kind] = _compared(inputs, kind, matches, numbers)
+      parts = list(zip(variant.detectors, matches[variant.name]))
+      errors[variant.name] = [tide.classify(inputs.truth, one.results, matched) for one, matched in parts]
+      parts = zip(matches[variant.name], errors[variant.name])
+      numbers[variant.name] = [numbers_of(matched, wrong, counts) for matched, wrong in parts]
+    differences = _differences(inputs, numbers)
+    found[kind] = Compared(kind, matches, errors, numbers, differences, _adjusted(differences))
   return Comparison(found, len(inputs.truth["images"]), resamples, max_detections)
 
 
@@ -109,11 +113,13 @@ def kinds_of(inputs: Inputs) -> list[str]:
   return [part for kind in kinds for part in ((kind, "boundary") if kind == "segm" else (kind,))]
 
 
-def numbers_of(truth: dict, detector: Detector, matches: Matches, counts: np.ndarray) -> dict[str, np.ndarray]:
-  """Every number of a detector."""
-  del truth, detector
-  found = summary(average_precision(matches, counts), matches)
-  return found | by_crowding(matches, counts)
+def numbers_of(matches: Matches, errors: Errors, counts: np.ndarray) -> dict[str, np.ndarray]:
+  """Every number of a detector: AP, AP by crowding, the gains of TIDE (`TIDE Cls`), LRP and its parts, and ECE."""
+  found = summary(average_precision(matches, counts), matches) | by_crowding(matches, counts)
+  if matches.kind == "boundary":
+    return found
+  found |= {f"TIDE {name}": value for name, value in tide.gains(matches, errors, counts).items()}
+  return found | lrp.optimal_lrp(matches, counts) | {"ECE": calibration.detection_ece(matches, counts)}
 
 
 def by_crowding(matches: Matches, counts: np.ndarray) -> dict[str, np.ndarray]:
@@ -128,9 +134,7 @@ def by_crowding(matches: Matches, counts: np.ndarray) -> dict[str, np.ndarray]:
   return {name: mean_over_classes(of.reshape(len(of), -1)) for name, of in values.items()}
 
 
-def _compared(
-  inputs: Inputs, kind: str, matches: dict[str, list[Matches]], numbers: dict[str, list[dict[str, np.ndarray]]]
-) -> Compared:
+def _differences(inputs: Inputs, numbers: dict[str, list[Numbers]]) -> dict[str, dict[str, Difference]]:
   base, *others = inputs.variants
   stacked = lambda variant, name: np.stack([one[name] for one in numbers[variant]])
   differences = {}
@@ -142,7 +146,7 @@ def _compared(
       )
       for name in numbers[base.name][0]
     }
-  return Compared(kind, matches, numbers, differences, _adjusted(differences))
+  return differences
 
 
 def _adjusted(differences: Mapping[str, Mapping[str, Difference]]) -> dict[str, dict[str, float | None]]:

@@ -129,9 +129,12 @@ def read_detections(path: pathlib.Path, truth: dict, ids: Mapping[Any, int]) -> 
       entry["image_id"] = image
       if "bbox" not in entry:  # a mask alone
         entry["bbox"] = rle.toBbox(entry["segmentation"]).tolist()
-      if not np.isfinite([*entry["bbox"], entry["score"]]).all():
+      x, y, width, height = entry["bbox"]
+      if not np.isfinite([x, y, width, height, entry["score"]]).all():
         raise FileError(f"{path}: entry {number} has a box or a score that is not finite")
-    except (KeyError, TypeError) as error:
+    except FileError:
+      raise
+    except (KeyError, TypeError, ValueError) as error:
       raise FileError(
         f"{path}: entry {number} is no detection: image_id, category_id, bbox and score are needed"
       ) from error
