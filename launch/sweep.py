@@ -1,42 +1,45 @@
-"""Runs a sweep: its trials one after another, each in a process of its own, and one table at the end.
+"""Runs a sweep: its trials on this machine, on SLURM or on clouds, and one table over them.
 
-    python -m launch.sweep --sweep=NAME_OR_FILE --workdir=DIR [--dry_run] [--set=path=value ...]
+    python -m launch.sweep --sweep=NAME_OR_FILE --workdir=DIR [--executor=local|slurm|skypilot] [--dry_run] [--follow]
 
-Each trial has its folder, e.g. DIR/nms_iou=0.3/seed=0. Started again, the sweep runs only what is missing, has failed
-or was stopped. DIR/sweep.json holds the metrics of every trial, their mean and standard deviation over the seeds, and
-the differences from the first setting with 95 % intervals. Where the settings change only what detects
-(`trained_once`), what they share is trained in DIR/trained/seed=N: a finished run of the same experiment, linked
-there, is taken for it.
+Each trial has its folder, e.g. DIR/nms_iou=0.3/seed=0, and a process of its own. Started again, the sweep runs only
+what is missing, has failed or was stopped; several of these commands on one shared folder take different trials.
+DIR/sweep.json holds the metrics of every trial, their mean and standard deviation over the seeds, and the differences
+from the first setting with 95 % intervals. Where the settings change only what detects (`trained_once`), what they
+share is trained in DIR/trained/seed=N: a finished run of the same experiment, linked there, is taken for it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import logging
+import os
 import pathlib
-import signal
+import sys
+import time
 from collections.abc import Callable
-from typing import IO, Any
 
+import jax
 from absl import flags
 
-from launch import apart, evaluate, train
+from launch import ending, evaluate
 from launch import flags as launch_flags
+from rcnn_jax import ranges
 from rcnn_jax import sweep as sweeps
-from rcnn_jax.experiment import Experiment, ExperimentError, diff, from_json, to_json
-from rcnn_jax.files import FileError, read_json, write_json
+from rcnn_jax.experiment import ExperimentError
 from rcnn_jax.sweep import Sweep
-from rcnn_jax.training import checkpoint, log, loop
-from rcnn_jax.training import mesh as meshes
-from rcnn_jax.training.claim import same_results
+from rcnn_jax.sweeping import attempt, follow, resources, slots, trials
+from rcnn_jax.sweeping import claim as claims
+from rcnn_jax.sweeping import status as statuses
+from rcnn_jax.sweeping.local import Pool
+from rcnn_jax.sweeping.slots import Slot
+from rcnn_jax.sweeping.trials import SweepError, Units
+from rcnn_jax.training import checkpoint, preemption
+from rcnn_jax.training.log import clock
+from rcnn_jax.training.run import train
 
 FLAGS = flags.FLAGS
-logger = logging.getLogger(f"rcnn_jax.{__name__}")  # whose warnings are shown
-
-
-class SweepError(RuntimeError):
-  """A sweep with trials that failed."""
 
 
 def define_flags() -> None:
@@ -45,116 +48,147 @@ def define_flags() -> None:
     "sweep", None, "Name of a file in experiments/sweeps/, or the path of a .py file.", required=True
   )
   launch_flags.define_path("workdir", "The directory of all trials.", required=True)
-  flags.DEFINE_bool("dry_run", False, "Say what would be run and what is finished, and exit.")
+  flags.DEFINE_enum("executor", None, ["local"], "Where the trials run; by default here.")
+  flags.DEFINE_integer("at_once", None, "Trials that run at the same time; here by default one.", lower_bound=1)
+  flags.DEFINE_multi_string("resource", [], "NAME=VALUE, e.g. gpus=8: one value of the sweep's resources changed.")
+  flags.DEFINE_string("shard", None, "I/N: the I-th of N parts of the trials alone, for N machines.")
+  flags.DEFINE_bool("follow", False, "Show all trials in one table; without --executor, look on and run nothing.")
+  flags.DEFINE_bool("dry_run", False, "Say what would be run, what is finished and how long it takes, and exit.")
   flags.DEFINE_string("trial", None, "Run this one alone, in this process.")
+  flags.DEFINE_integer("claim", None, "The descriptor of the trial's claim, which whoever starts this process holds.")
+  flags.DEFINE_bool("distributed", False, "With --trial: one of several processes of a cluster.")
   launch_flags.define_set()
 
 
 def main(argv: list[str]) -> None:
   """Runs what is not finished, or one trial alone."""
   del argv
-  sweep = sweeps.load(FLAGS.sweep)
-  sweep = dataclasses.replace(sweep, base=sweep.base.set(FLAGS.set))
+  sweep = chosen_sweep()
   workdir = pathlib.Path(FLAGS.workdir)
-  if FLAGS.dry_run:
-    print(outlook(sweep, workdir))
-  elif FLAGS.trial:
+  units = trials.shard(sweep.units(), FLAGS.shard)
+  if FLAGS.trial:
     run_one(sweep, workdir, FLAGS.trial)
+  elif FLAGS.dry_run:
+    print(trials.outlook(sweep, workdir, units, FLAGS.at_once or 1))
+  elif FLAGS.follow and FLAGS.executor is None:
+    look_on(sweep, workdir, units)
   else:
-    with apart.alone(workdir) as lock:
-      run_all(sweep, workdir, functools.partial(run_apart, lock))
+    trials.enter(sweep, workdir)
+    run_here(sweep, workdir, units)
 
 
-def run_all(sweep: Sweep, workdir: pathlib.Path, start: Callable[[str], int]) -> None:
-  """Runs what is not finished, one after another; writes sweep.json after each, prints the table.
+def chosen_sweep() -> Sweep:
+  """The sweep that the flags ask for, its trials checked as far as that needs no data."""
+  sweep = sweeps.load(FLAGS.sweep)
+  sweep = dataclasses.replace(
+    sweep,
+    base=sweep.base.set(FLAGS.set),
+    resources=resources.changed(sweep.resources, FLAGS.resource),
+  )
+  for experiment in sweep.runs().values():
+    ranges.check(experiment)
+  return sweep
 
-  Args:
-    sweep: whose trainings come first, then what is evaluated from them.
-    workdir: the directory of all trials.
-    start: the name of a trial -> the exit status of its process.
+
+# -------------------------------------------------------------------------------------------------------- one trial
+
+
+def run_one(sweep: Sweep, workdir: pathlib.Path, name: str) -> None:
+  """Trains one trial, or evaluates it from the training that it shares; its trial.json says that it is finished."""
+  runs, trainings = sweep.runs(), sweep.trainings()
+  if name not in runs:
+    raise ExperimentError(f"the sweep has no trial {name!r}; it has {', '.join(runs)}")
+  if FLAGS.distributed:
+    jax.distributed.initialize()
+  folder = workdir / name
+  length = functools.partial(trials.num_steps, runs[name]) if name in trainings else lambda: None
+  with preemption.stopping(), claims.held(folder, FLAGS.claim):
+    reason_of = functools.partial(ending.reason_of, folder=str(folder))
+    recorded = statuses.recorded(folder, length, reason_of) if jax.process_index() == 0 else contextlib.nullcontext()
+    with recorded:
+      if name in trainings:
+        metrics = train(runs[name], folder)
+      else:
+        shared = checkpoint.load_run(str(workdir / sweeps.trial_name("trained", runs[name].seed)), "latest")
+        metrics = evaluate.evaluate_run(launch_flags.with_experiment(shared, runs[name]), folder)
+      if jax.process_index() == 0:
+        trials.write_result(folder, runs[name], metrics)
+
+
+def words(name: str) -> list[str]:
+  """This command for one trial, as it can be run from another folder."""
+  changes = (f"--set={change}" for change in FLAGS.set)
+  sweep = os.path.abspath(FLAGS.sweep) if FLAGS.sweep.endswith(".py") else FLAGS.sweep
+  options = (f"--sweep={sweep}", f"--workdir={os.path.abspath(FLAGS.workdir)}", f"--trial={name}", *changes)
+  cache = [f"--compilation_cache={FLAGS.compilation_cache}"] if FLAGS.compilation_cache else []
+  return [sys.executable, "-m", "launch.sweep", *options, *cache]
+
+
+# ------------------------------------------------------------------------------------------------- on this machine
+
+
+def run_here(sweep: Sweep, workdir: pathlib.Path, units: Units) -> None:
+  """Runs what is not finished, `--at_once` at a time; writes sweep.json after each, prints the table.
 
   Raises:
     SweepError: something failed; the rest has been run.
     Stopped: a trial was told to stop.
   """
-  runs = sweep.trainings() | sweep.trials()
-  failed = []
-  for number, (name, experiment) in enumerate(runs.items(), start=1):
-    if result_of(workdir / name, experiment) is not None:
-      continue
-    print(f"[{number}/{len(runs)}] {name}", flush=True)
-    status = start(name)
-    if status in (loop.Stopped.exit_status, -signal.SIGTERM):
-      raise loop.Stopped(f"stopped in trial {name}; start again to go on from there")
-    failed += [name] if status else []
-    write_summary(sweep, workdir)
-  written = write_summary(sweep, workdir)
-  print(f"\n{sweeps.table(written['settings'], written['differences'])}")
-  if failed:
-    raise SweepError(f"{len(failed)} of {len(runs)} failed: {', '.join(failed)}; start again to run these alone")
-
-
-def run_apart(lock: IO, name: str) -> int:
-  """The exit status of this command run for one trial."""
-  changes = (f"--set={change}" for change in FLAGS.set)
-  options = (f"--sweep={FLAGS.sweep}", f"--workdir={FLAGS.workdir}", f"--trial={name}", *changes)
-  return apart.run(lock, "sweep", *options)[0]
-
-
-def run_one(sweep: Sweep, workdir: pathlib.Path, name: str) -> None:
-  """Trains one trial, or evaluates it from the training that it shares; its trial.json says that it is finished."""
-  trainings, trials = sweep.trainings(), sweep.trials()
-  if name not in trainings | trials:
-    raise ExperimentError(f"the sweep has no trial {name!r}; it has {', '.join(trainings | trials)}")
-  folder = workdir / name
-  if name in trainings:
-    experiment = trainings[name]
-    train.train(experiment, str(folder), meshes.data_mesh())
-    last = [row for row in log.rows(folder) if row["kind"] == "eval"][-1]
-    metrics = {name: value for name, value in last.items() if name not in ("step", "kind")}
+  at_once = FLAGS.at_once or 1
+  shares = slots.slots(at_once, slots.my_cores(), slots.my_gpus(), slots.my_tpus() if at_once > 1 else 0)
+  left = trials.to_do(sweep, workdir, units)
+  told = progress(sum(map(len, left)))
+  pool = Pool(
+    workdir, shares, functools.partial(start, sweep, workdir), (lambda line: None) if FLAGS.follow else told
+  )
+  if FLAGS.follow:
+    with follow.View(follow.Follower(sweep, workdir, units)) as view:
+      pool.run(left, tick=view.update)
   else:
-    experiment = trials[name]
-    shared = checkpoint.load_run(str(workdir / sweeps.trial_name("trained", experiment.seed)), "latest")
-    metrics = evaluate.evaluate_run(launch_flags.with_experiment(shared, experiment), folder)
-  write_json(folder / "trial.json", {"experiment": to_json(experiment), "metrics": metrics}, allow_nan=True)
+    pool.run(left, echo=at_once == 1)
+  conclude(sweep, workdir, units, pool.failed, pool.elsewhere)
 
 
-def result_of(folder: pathlib.Path, experiment: Experiment) -> dict[str, float | None] | None:
-  """The metrics of a trial; None unless it was finished with this very experiment.
-
-  What no result depends on may be different. A file that cannot be read is named in a warning, and counts for none.
-  """
-  path = folder / "trial.json"
-  if not path.exists():
-    return None
-  try:
-    result = read_json(path)
-    metrics, trained = result["metrics"], from_json(result["experiment"])
-    return metrics if isinstance(metrics, dict) and same_results(trained, experiment) else None
-  except ExperimentError:  # written before its values were what they are now
-    return None
-  except (FileError, KeyError, TypeError) as error:
-    logger.warning("%s: no result of a trial (%s); it is done again", path, error)
-    return None
+def start(sweep: Sweep, workdir: pathlib.Path, name: str, slot: Slot) -> attempt.Attempt | None:
+  """Starts a trial in its share of the machine; None where another worker is at it, or has finished it meanwhile."""
+  folder, experiment = workdir / name, sweep.runs()[name]
+  finished = lambda: trials.result_of(folder, experiment) is not None
+  return attempt.start(words(name), folder, slot.environment, slot.cores, is_finished=finished)
 
 
-def write_summary(sweep: Sweep, workdir: pathlib.Path) -> dict[str, Any]:
-  """Writes sweep.json; returns it: the summary, the differences and the trials that are finished."""
-  results = {name: result_of(workdir / name, experiment) for name, experiment in sweep.trials().items()}
-  finished = {name: metrics for name, metrics in results.items() if metrics is not None}
-  written = {"settings": sweep.summary(finished), "differences": sweep.differences(finished), "trials": finished}
-  write_json(workdir / "sweep.json", written)
-  return written
+def progress(number: int) -> Callable[[str], None]:
+  """A function that prints what begins and what ends, with the time since now."""
+  began = time.time()
+  print(f"{number} to run", flush=True)
+  return lambda line: print(f"[{clock(time.time() - began)}] {line}", flush=True)
 
 
-def outlook(sweep: Sweep, workdir: pathlib.Path) -> str:
-  """A line for each training and trial: finished or to run, and what it changes in the base."""
-  lines = []
-  for name, experiment in (sweep.trainings() | sweep.trials()).items():
-    state = "to run" if result_of(workdir / name, experiment) is None else "finished"
-    changes = ", ".join(f"{path}={value}" for path, _, value in diff(sweep.base, experiment))
-    lines.append(f"{state:<8}  {name}  {changes}".rstrip())
-  return "\n".join(lines)
+def conclude(sweep: Sweep, workdir: pathlib.Path, units: Units, failed: dict[str, str], elsewhere: list[str]) -> None:
+  """Writes sweep.json and prints the table; raises SweepError with the trials that failed and their reasons."""
+  written = trials.write_summary(sweep, workdir)
+  print(f"\n{sweeps.table(written['settings'], written['differences'])}")
+  runs = sweep.runs()
+  still = [name for name in elsewhere if trials.result_of(workdir / name, runs[name]) is None]
+  if still:
+    print(f"other workers are at {', '.join(still)}")
+  if failed:
+    reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
+    total = sum(map(len, units))
+    raise SweepError(f"{len(failed)} of {total} failed: {reasons}; start again to run these alone")
+
+
+def look_on(sweep: Sweep, workdir: pathlib.Path, units: Units) -> None:
+  """Shows the trials until all have ended; Ctrl-C leaves, and harms none of them."""
+  if not workdir.is_dir():
+    raise SweepError(f"{workdir}: no sweep has been started there; --executor=local starts it here")
+  with follow.View(follow.Follower(sweep, workdir, units)) as view:
+    try:
+      follow.until_over(view)
+    except KeyboardInterrupt:
+      print("left; the trials go on, and --follow shows them again")
+      return
+  written = trials.write_summary(sweep, workdir)
+  print(f"\n{sweeps.table(written['settings'], written['differences'])}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A sweep is a value: an experiment, what is changed in it, and the seeds; the table over what its trials measured.
 
-Nothing here trains or reads a file of results: `launch.sweep` does.
+Nothing here trains or reads a file of results: `rcnn_jax.sweeping` and `launch.sweep` do.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from rcnn_jax import experiment as experiments
 from rcnn_jax.evaluation import seeds as over_seeds
 from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.experiment import Experiment, ExperimentError
+from rcnn_jax.sweeping.resources import Resources
 
 # What a training alone reads: changes there mean nothing to trials that share one.
 TRAINING = ("seed", "stages", "init", "checkpoints", "data.train", "data.augmentations")
@@ -33,6 +34,7 @@ class Sweep:
   seeds: tuple[int, ...] = (0,)
   trained_once: bool = False  # the axes change only what detects: the base is trained, by seed, for all settings
   metrics: tuple[str, ...] = ("bbox/AP", "bbox/AP50", "segm/AP")  # names of metrics.json, for the table
+  resources: Resources = Resources()  # of each trial, where a cluster asks for them
 
   def settings(self) -> dict[str, dict[str, Any]]:
     """name -> the changes {path: value} of each setting; names are paths like 'nms_iou=0.3/score_threshold=0.05'.
@@ -64,6 +66,19 @@ class Sweep:
     if not self.trained_once:
       return self.trials()
     return {trial_name("trained", seed): self.base.override({"seed": seed}) for seed in self.seeds}
+
+  def runs(self) -> dict[str, Experiment]:
+    """name -> experiment of everything that is run: the trainings, then what is evaluated from them."""
+    return self.trainings() | self.trials()
+
+  def units(self) -> tuple[tuple[str, ...], ...]:
+    """The names of `runs` in units that need nothing of each other: a trial, or a training and all that share it."""
+    if not self.trained_once:
+      return tuple((name,) for name in self.trials())
+    settings = self.settings()
+    return tuple(
+      (trial_name("trained", seed), *(trial_name(setting, seed) for setting in settings)) for seed in self.seeds
+    )
 
   def summary(self, results: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, dict[str, Any]]]:
     """setting -> metric -> {mean, sd, n} over the seeds; sd is that of a sample, None for a single one.

@@ -7,18 +7,17 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import tiny
 
-from launch import sweep as command
 from rcnn_jax import experiment as experiments
 from rcnn_jax import sweep as sweeps
 from rcnn_jax.experiment import ExperimentError, diff, from_json, to_json
 from rcnn_jax.sweep import Sweep, table
-from rcnn_jax.training import loop
 from rcnn_jax.training.optim import AdamW, Constant, Momentum
 
 BASE = tiny.experiment()
@@ -153,84 +152,21 @@ def test_each_sweep_in_the_folder_has_trials_that_differ_and_can_be_written_down
     assert trial not in trials[:number]
 
 
+def test_units_need_nothing_of_each_other():
+  sweep = Sweep(BASE, {"model.dropout": (0.0, 0.5)}, seeds=(0, 1))
+  assert sweep.units() == (
+    ("dropout=0.0/seed=0",),
+    ("dropout=0.0/seed=1",),
+    ("dropout=0.5/seed=0",),
+    ("dropout=0.5/seed=1",),
+  )
+  assert dataclasses.replace(sweep, trained_once=True).units() == (
+    ("trained/seed=0", "dropout=0.0/seed=0", "dropout=0.5/seed=0"),
+    ("trained/seed=1", "dropout=0.0/seed=1", "dropout=0.5/seed=1"),
+  )
+
+
 # ------------------------------------------------------------------------------------------------- the command
-
-
-class Trials:
-  """Stands for the processes of the trials: the AP of a trial is its dropout."""
-
-  def __init__(self, sweep: Sweep, workdir: pathlib.Path, failing: tuple[str, ...] = (), status: int = 1):
-    self.sweep, self.workdir, self.failing, self.status = sweep, workdir, failing, status
-    self.started = []
-
-  def __call__(self, name: str) -> int:
-    self.started.append(name)
-    if name in self.failing:
-      return self.status
-    trial = (self.sweep.trainings() | self.sweep.trials())[name]
-    result = {"experiment": to_json(trial), "metrics": {"bbox/AP": trial.model.dropout}}
-    command.write_json(self.workdir / name / "trial.json", result)
-    return 0
-
-
-SWEEP = Sweep(BASE, {"model.dropout": (0.25, 0.5)}, seeds=(0, 1))
-
-
-def test_only_failed_and_missing_trials_are_run_again(tmp_path, capsys):
-  trials = Trials(SWEEP, tmp_path, failing=("dropout=0.25/seed=1",))
-  with pytest.raises(command.SweepError, match="1 of 4 failed: dropout=0.25/seed=1; start again"):
-    command.run_all(SWEEP, tmp_path, trials)
-  assert trials.started == list(SWEEP.trials())
-  assert re.search(r"dropout=0.25 +0.2500 +1\n", capsys.readouterr().out)
-  again = Trials(SWEEP, tmp_path)
-  command.run_all(SWEEP, tmp_path, again)
-  assert again.started == ["dropout=0.25/seed=1"]
-  assert re.search(r"dropout=0.25 +0.2500 ± 0.0000 +2\n", capsys.readouterr().out)
-  form = json.loads((tmp_path / "sweep.json").read_text())
-  assert form["settings"]["dropout=0.5"] == {"bbox/AP": {"mean": 0.5, "sd": 0.0, "n": 2}}
-  assert form["differences"] == {"dropout=0.5": {"bbox/AP": {"mean": 0.25, "low": None, "high": None}}}
-  assert form["trials"]["dropout=0.5/seed=1"] == {"bbox/AP": 0.5}
-
-
-def test_a_trial_of_another_experiment_is_not_taken_for_finished(tmp_path):
-  command.run_all(SWEEP, tmp_path, Trials(SWEEP, tmp_path))
-  longer = dataclasses.replace(SWEEP, base=BASE.override({"stages.0.steps": 7}))
-  again = Trials(longer, tmp_path)
-  command.run_all(longer, tmp_path, again)
-  assert again.started == list(SWEEP.trials())
-
-
-@pytest.mark.parametrize("surplus, finished", [({}, True), ({"unheard_of": 1}, False)])
-def test_a_trial_of_an_older_version_is_finished_if_its_values_are_the_same(tmp_path, surplus, finished):
-  trials = Trials(SWEEP, tmp_path)
-  trials("dropout=0.5/seed=0")
-  path = tmp_path / "dropout=0.5/seed=0" / "trial.json"
-  form = json.loads(path.read_text())
-  # A field that was not there yet has its default; one that is there no more is of another experiment.
-  form["experiment"]["evaluation"] = {"class": "rcnn_jax.experiment:Evaluation"} | surplus
-  path.write_text(json.dumps(form))
-  metrics = command.result_of(path.parent, SWEEP.trials()["dropout=0.5/seed=0"])
-  assert metrics == ({"bbox/AP": 0.5} if finished else None)
-
-
-def test_a_stopped_trial_stops_the_sweep(tmp_path):
-  trials = Trials(SWEEP, tmp_path, failing=("dropout=0.25/seed=1",), status=loop.Stopped.exit_status)
-  with pytest.raises(loop.Stopped, match="stopped in trial dropout=0.25/seed=1; start again"):
-    command.run_all(SWEEP, tmp_path, trials)
-  assert trials.started == ["dropout=0.25/seed=0", "dropout=0.25/seed=1"]
-
-
-def test_the_outlook_says_what_is_to_run(tmp_path):
-  shared = dataclasses.replace(SWEEP, seeds=(1,), trained_once=True)
-  trials = Trials(shared, tmp_path, failing=("dropout=0.5/seed=1",))
-  with pytest.raises(command.SweepError):
-    command.run_all(shared, tmp_path, trials)
-  assert trials.started == ["trained/seed=1", "dropout=0.25/seed=1", "dropout=0.5/seed=1"]
-  assert command.outlook(shared, tmp_path).splitlines() == [
-    "finished  trained/seed=1  seed=1",
-    "finished  dropout=0.25/seed=1  model.dropout=0.25, seed=1",
-    "to run    dropout=0.5/seed=1  seed=1",
-  ]
 
 
 FILE = """
@@ -268,10 +204,14 @@ def test_trials_are_trained_and_settings_evaluated_from_one_training(tmp_path):
   (tmp_path / "swept.py").write_text(FILE.format(data=data, axes=rates, trained_once=False))
   ended = launched(tmp_path)
   assert ended.returncode == 1
-  assert "not finite" in ended.stdout and "1 of 2 failed: peak=1e+30/seed=0" in ended.stderr, ended.stderr
+  assert "not finite" in ended.stdout and "1 of 2 failed: peak=1e+30/seed=0 (error: " in ended.stderr, ended.stderr
   assert re.search(r"peak=0.01 +0\.\d{4} .* 1\n", ended.stdout), ended.stdout
   counts = '{"model.box.max_detections": (1, 10)}'
   (tmp_path / "swept.py").write_text(FILE.format(data=data, axes=counts, trained_once=True))
+  ended = launched(tmp_path)
+  assert ended.returncode == 1
+  assert "is the folder of another sweep: of stages.0.schedule.peak, and this one is of model.box.max" in ended.stderr
+  shutil.rmtree(tmp_path / "out")
   ended = launched(tmp_path)
   assert ended.returncode == 0, ended.stderr
   assert ended.stdout.count("compiled train step") == 1

@@ -1,0 +1,1 @@
+"""Sweeps at work: trials on disk, and what runs them: this machine, SLURM, SkyPilot."""
