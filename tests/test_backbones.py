@@ -189,3 +189,25 @@ def test_the_layers_compute_in_the_dtype_of_their_input():
 def test_upsampling_repeats_the_nearest_cell():
   x = jnp.asarray([[1.0, 2.0], [3.0, 4.0]])[None, :, :, None]
   assert np.asarray(upsample(x, (4, 3)))[0, :, :, 0].tolist() == [[1, 1, 2], [1, 1, 2], [3, 3, 4], [3, 3, 4]]
+
+
+def test_stages_that_are_computed_anew_have_the_same_gradients():
+  images = jax.random.normal(KEY, (1, 64, 64, 3))
+  usual = ResNet(18, norm="batch")
+  variables = usual.init(KEY, images)
+
+  def gradient(model):
+    def loss(params):
+      outputs, _ = model.apply(variables | {"params": params}, images, Context(train=True), mutable=["batch_stats"])
+      return sum(jnp.sum(level**2) for level in outputs)
+
+    return jax.grad(loss)
+
+  def same(anew, kept):
+    np.testing.assert_allclose(anew, kept, rtol=0, atol=1e-5 * np.abs(kept).max())
+
+  anew, kept = gradient(usual.clone(remat=(2, 3, 4, 5))), gradient(usual)
+  jax.tree.map(same, jax.jit(anew)(variables["params"]), jax.jit(kept)(variables["params"]))
+  # A CPU's compiler may keep the values all the same; what is asked of it stands in the program.
+  assert str(jax.make_jaxpr(anew)(variables["params"])).count("remat") >= 4
+  assert "remat" not in str(jax.make_jaxpr(kept)(variables["params"]))

@@ -85,6 +85,7 @@ class ResNet(nn.Module):
   norm_epsilon: float = 1e-5  # the weights' own: torchvision's first detectors have 0
   dilate_c5: bool = False  # DC5: stage 5 keeps stride 16 and is dilated instead, its first block too (Detectron2)
   stride_in_1x1: bool = False  # a bottleneck's; True: MSRA's ResNets, from which Detectron2 starts
+  remat: tuple[Literal[2, 3, 4, 5], ...] = ()  # stages computed anew in the backward pass: less memory, more time
   pixel_mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
   pixel_std: tuple[float, float, float] = (58.395, 57.12, 57.375)
 
@@ -103,6 +104,8 @@ class ResNet(nn.Module):
       dilated = level == 5 and self.dilate_c5
       stride = 1 if level == 2 or dilated else 2
       options = (2 if dilated else 1, self.norm, self.norm_epsilon, self.stride_in_1x1)
-      stage = Stage(self.depth, level - 1, stride, *options, name=f"layer{level - 1}")
+      # `train` of the call, counted from `self`, decides what is traced.
+      cls = nn.remat(Stage, static_argnums=(2,)) if level in self.remat else Stage
+      stage = cls(self.depth, level - 1, stride, *options, name=f"layer{level - 1}")
       x = outputs[level] = stage(x, context.train, context.valid)
     return tuple(outputs[level] for level in self.levels)
