@@ -29,7 +29,7 @@ from rcnn_jax import ranges
 from rcnn_jax import sweep as sweeps
 from rcnn_jax.experiment import ExperimentError
 from rcnn_jax.sweep import Sweep
-from rcnn_jax.sweeping import attempt, follow, resources, slots, trials
+from rcnn_jax.sweeping import attempt, follow, resources, skypilot, slots, slurm, trials
 from rcnn_jax.sweeping import claim as claims
 from rcnn_jax.sweeping import status as statuses
 from rcnn_jax.sweeping.local import Pool
@@ -48,7 +48,7 @@ def define_flags() -> None:
     "sweep", None, "Name of a file in experiments/sweeps/, or the path of a .py file.", required=True
   )
   launch_flags.define_path("workdir", "The directory of all trials.", required=True)
-  flags.DEFINE_enum("executor", None, ["local"], "Where the trials run; by default here.")
+  flags.DEFINE_enum("executor", None, ["local", "slurm", "skypilot"], "Where the trials run; by default here.")
   flags.DEFINE_integer("at_once", None, "Trials that run at the same time; here by default one.", lower_bound=1)
   flags.DEFINE_multi_string("resource", [], "NAME=VALUE, e.g. gpus=8: one value of the sweep's resources changed.")
   flags.DEFINE_string("shard", None, "I/N: the I-th of N parts of the trials alone, for N machines.")
@@ -68,10 +68,14 @@ def main(argv: list[str]) -> None:
   units = trials.shard(sweep.units(), FLAGS.shard)
   if FLAGS.trial:
     run_one(sweep, workdir, FLAGS.trial)
+  elif FLAGS.executor == "skypilot":
+    run_on_skypilot(sweep, workdir, units)
   elif FLAGS.dry_run:
     print(trials.outlook(sweep, workdir, units, FLAGS.at_once or 1))
   elif FLAGS.follow and FLAGS.executor is None:
     look_on(sweep, workdir, units)
+  elif FLAGS.executor == "slurm":
+    run_on_slurm(sweep, workdir, units)
   else:
     trials.enter(sweep, workdir)
     run_here(sweep, workdir, units)
@@ -101,6 +105,9 @@ def run_one(sweep: Sweep, workdir: pathlib.Path, name: str) -> None:
   if FLAGS.distributed:
     jax.distributed.initialize()
   folder = workdir / name
+  if trials.result_of(folder, runs[name]) is not None:
+    print(f"{name} is finished: {folder / 'trial.json'}")
+    return
   length = functools.partial(trials.num_steps, runs[name]) if name in trainings else lambda: None
   with preemption.stopping(), claims.held(folder, FLAGS.claim):
     reason_of = functools.partial(ending.reason_of, folder=str(folder))
@@ -177,18 +184,62 @@ def conclude(sweep: Sweep, workdir: pathlib.Path, units: Units, failed: dict[str
     raise SweepError(f"{len(failed)} of {total} failed: {reasons}; start again to run these alone")
 
 
+# ----------------------------------------------------------------------------------------------------------- on SLURM
+
+
+def run_on_slurm(sweep: Sweep, workdir: pathlib.Path, units: Units) -> None:
+  """Submits what is neither finished nor in SLURM's hands already; with --follow, shows the trials until the end."""
+  slurm.check()
+  trials.enter(sweep, workdir)
+  submitted = slurm.jobs(workdir)
+  left = tuple(unit for unit in trials.to_do(sweep, workdir, units) if not any(name in submitted for name in unit))
+  if left:
+    name = pathlib.Path(FLAGS.sweep).stem
+    jobs = slurm.submit(left, words, workdir, name, sweep.resources, FLAGS.at_once or len(left))
+    print(f"submitted as job {next(iter(jobs.values())).partition('_')[0]}: {len(left)} of {len(units)}", flush=True)
+  else:
+    print("nothing to submit: all is finished or submitted already", flush=True)
+  if FLAGS.follow:
+    look_on(sweep, workdir, units)
+
+
+# -------------------------------------------------------------------------------------------------------- on SkyPilot
+
+
+def run_on_skypilot(sweep: Sweep, workdir: pathlib.Path, units: Units) -> None:
+  """Writes a task file for each unit of trials and launches it as a managed job; with --dry_run, prints the files."""
+  name = pathlib.Path(FLAGS.sweep).stem
+  options = [f"--sweep={FLAGS.sweep}", *(f"--set={change}" for change in FLAGS.set)]
+  files = skypilot.tasks(units, options, name, sweep.resources)
+  if FLAGS.dry_run:
+    print("---\n".join(f"# {file}\n{text}" for file, text in files.items()), end="")
+    return
+  trials.enter(sweep, workdir)
+  skypilot.launch(skypilot.write(files, workdir / "skypilot"))
+
+
+# ------------------------------------------------------------------------------------------------------------ looking
+
+
 def look_on(sweep: Sweep, workdir: pathlib.Path, units: Units) -> None:
-  """Shows the trials until all have ended; Ctrl-C leaves, and harms none of them."""
+  """Shows the trials until all have ended, then the table; Ctrl-C leaves, and harms none of them.
+
+  Raises:
+    SweepError: some have failed; with their reasons.
+  """
   if not workdir.is_dir():
     raise SweepError(f"{workdir}: no sweep has been started there; --executor=local starts it here")
-  with follow.View(follow.Follower(sweep, workdir, units)) as view:
+  follower = follow.Follower(sweep, workdir, units)
+  with follow.View(follower, functools.partial(slurm.jobs, workdir)) as view:
     try:
-      follow.until_over(view)
+      rows = follow.until_over(view, is_queued=(workdir / "slurm.json").exists())
     except KeyboardInterrupt:
-      print("left; the trials go on, and --follow shows them again")
-      return
-  written = trials.write_summary(sweep, workdir)
-  print(f"\n{sweeps.table(written['settings'], written['differences'])}")
+      rows = None
+  if rows is None:
+    print("left; the trials go on, and --follow shows them again")
+    return
+  unfinished = {row.name: row.note or row.state for row in rows if row.state != "finished"}
+  conclude(sweep, workdir, units, unfinished, [])
 
 
 if __name__ == "__main__":

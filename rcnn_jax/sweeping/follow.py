@@ -25,6 +25,7 @@ from rcnn_jax.training import log
 EVERY_S = 2.0
 COLOURS = {"running": "cyan", "finished": "green", "failed": "red", "queued": "yellow", "preempted": "yellow"}
 OVER = ("finished", "failed")
+ALIVE = ("queued", "running")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,10 +147,16 @@ class View:
     return rows
 
 
-def until_over(view: View) -> list[Row]:
-  """Shows the trials until all are finished or failed, and returns the rows."""
+def until_over(view: View, is_queued: bool) -> list[Row]:
+  """Shows the trials until all have ended, and returns the rows.
+
+  Where they are in a scheduler's queue, one that is neither there nor running has ended, as it may be; elsewhere
+  somebody may still start it.
+  """
   while True:
     rows = view.update()
-    if rows is not None and all(row.state in OVER for row in rows):
-      return rows
+    if rows is not None:
+      going_on = [row for row in rows if (row.state in ALIVE if is_queued else row.state not in OVER)]
+      if not going_on:
+        return rows
     time.sleep(EVERY_S / 4)
