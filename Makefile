@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo ladder test test-long clean
+.PHONY: demo ladder compare test test-long clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -22,6 +22,13 @@ demo: $(INSTALLED)
 
 ladder: $(INSTALLED)
 	$(BIN)/python -m launch.ladder --workdir=runs/ladder
+
+# What the ladder left, its rungs side by side; else what the demo left, its first evaluation beside its last.
+compare: $(INSTALLED)
+	@if [ -f runs/ladder/ladder.json ]; then runs=runs/ladder; \
+	elif [ -d runs/demo/eval ]; then runs=$$(ls runs/demo/eval | sort -n | sed -n '1p;$$p' | sed 's|^|runs/demo@|' | paste -sd,); \
+	else echo "nothing to compare yet: make demo, or make ladder" >&2; exit 1; fi; \
+	$(BIN)/python -m launch.compare --runs=$$runs --output=runs/compare
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

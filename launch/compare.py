@@ -1,6 +1,6 @@
 """Compares detectors on the same images: which is better, by how much, how sure, and why.
 
-    python -m launch.compare --runs=[NAME=]DIR,[NAME=]DIR,... --output=DIR2
+    python -m launch.compare --runs=[NAME=]DIR[@CHECKPOINT],... --output=DIR2
     python -m launch.compare --sweep=DIR --output=DIR2
     python -m launch.compare --truth=FILE --detections=NAME=FILE,NAME=FILE,... --output=DIR2
 
@@ -26,7 +26,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
   """Defines the options of this command."""
-  flags.DEFINE_list("runs", [], "Run directories, DIR or NAME=DIR.")
+  flags.DEFINE_list("runs", [], "Run directories, [NAME=]DIR[@CHECKPOINT], or a ladder's.")
   launch_flags.define_path("sweep", "The directory of a finished sweep.")
   launch_flags.define_path("truth", "COCO annotation file that --detections are of.")
   flags.DEFINE_list("detections", [], "COCO results files, NAME=FILE.")
@@ -51,6 +51,8 @@ def main(argv: list[str]) -> None:
   told = lambda line: print(line, flush=True)
   compared = comparison.compare(found, FLAGS.resamples, FLAGS.seed, FLAGS.max_detections, told)
   known = costs.measured(found) if FLAGS.time else costs.from_runs(found)
+  for folder in FLAGS.runs if not FLAGS.time else ():
+    known |= costs.of_ladder(pathlib.Path(folder).expanduser())
   path = page.write(found, compared, output, known, FLAGS.pictures)
   for kind, one in compared.kinds.items():
     header, rows = tables.headline_rows(one, "AP")

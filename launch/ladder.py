@@ -4,9 +4,9 @@
 
 Each rung is an experiment. It gets the proposals that it needs (launch.prepare_data), is trained in a process of its
 own (launch.train) in WORKDIR/NAME, and evaluated there; then the finished ones are timed in turns, one test image at
-a time, the clock running from the batch on the device to its detections. WORKDIR gets table.txt, ladder.json and
-ladder.png. Started again, the command goes on where it was: what is finished is neither trained nor, unless a rung
-has changed, timed again. A rung that fails is reported, the others go on.
+a time, the clock running from the batch on the device to its detections. WORKDIR gets table.txt, ladder.json,
+ladder.png and compare/index.html (launch.compare). Started again, the command goes on where it was: what is finished
+is neither trained nor, unless a rung has changed, timed again. A rung that fails is reported, the others go on.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ from rcnn_jax import ranges, timing
 from rcnn_jax.data import loader
 from rcnn_jax.data.source import Source
 from rcnn_jax.evaluation import ladder, plots, report
+from rcnn_jax.evaluation.compare.costs import of_ladder
+from rcnn_jax.evaluation.compare.end import end
 from rcnn_jax.evaluation.ladder import Rung
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.files import FileError, read_json, write_json, write_text
@@ -209,6 +211,8 @@ def write(climbs: list[Climb], settings: Settings) -> None:
   points = [(rung.label, rung.seconds, rung.metrics["AP50"] or 0.0) for rung in rungs]
   plots.trade_off_figure(points, "What each generation brought").savefig(workdir / "ladder.png")
   print(f"\n{text}\n\nwritten: {workdir}/table.txt, ladder.json, ladder.png", flush=True)
+  if len(rungs) > 1:
+    print(end(workdir / "compare", [str(workdir)], costs=of_ladder(workdir)), flush=True)
 
 
 def past_timing(path: pathlib.Path) -> dict[str, Any]:

@@ -10,7 +10,8 @@ import pytest
 
 from experiments.demo import experiment as demo
 from rcnn_jax.evaluation import coco
-from rcnn_jax.evaluation.compare import bootstrap, comparison, files, inputs, page
+from rcnn_jax.evaluation.compare import bootstrap, comparison, costs, files, inputs, page
+from rcnn_jax.evaluation.compare.end import end
 from rcnn_jax.evaluation.compare.files import ComparisonError
 from rcnn_jax.experiment import Experiment, to_json
 from rcnn_jax.files import FileError, write_json
@@ -68,6 +69,25 @@ def test_runs_that_differ_in_their_seed_are_one_variant_and_the_page_has_it_all(
   assert (tmp_path / "out" / "table.md").read_text().startswith("| bbox, %")
   assert (tmp_path / "out" / "numbers.csv").read_text().count("\n") > 50
   page.write(found, compared, tmp_path / "out", num_pictures=0)  # once more over its own files
+
+
+def test_checkpoints_of_a_run_and_the_rungs_of_a_ladder_are_variants_of_their_own(tmp_path):
+  truth = truth_of(SHAPES)
+  for step, recall in ((10, 0.5), (20, 0.9)):
+    run = run_directory(tmp_path / "one", SHAPES, detections(truth, step, recall), step)
+  found = inputs.read([f"{run}@10", f"late={run}@20"])
+  assert [(one.name, one.detectors[0].step) for one in found.variants] == [("one@10", 10), ("late", 20)]
+  times = {"seconds": 0.5, "proposal_seconds": 0.1, "detection_seconds": [0.4, 0.3, 0.6]}
+  rung = {"name": "one", "label": "First", "step": 10, "parameters": 7, "training_seconds": 60.0, **times}
+  where = {"device": "1 x cpu", "cores": 2, "date": "2026-11-27"}
+  ladder = {"rungs": [rung, rung | {"label": "Second", "step": 20}], "timing": {"environment": where}}
+  write_json(tmp_path / "ladder.json", ladder)
+  known = costs.of_ladder(tmp_path)
+  assert (known["First"].seconds, known["Second"].spread) == (0.5, pytest.approx((0.4, 0.7)))
+  said = end(tmp_path / "out", [str(tmp_path)], costs=known)
+  assert said == f"comparison: {tmp_path}/out/index.html"
+  assert (tmp_path / "out" / "plots" / "cost_seconds.png").is_file()
+  assert end(tmp_path / "out2", [run]) == f"no comparison: only {SHAPES.name} to compare: at least two are needed"
 
 
 def test_a_file_of_somebody_else_is_not_replaced(tmp_path):

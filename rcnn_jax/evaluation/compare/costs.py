@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 import statistics
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from rcnn_jax.evaluation import report
 from rcnn_jax.evaluation.compare.comparison import Compared
 from rcnn_jax.evaluation.compare.inputs import Detector, Inputs
 from rcnn_jax.evaluation.compare.tables import shown_value
+from rcnn_jax.files import read_json
 from rcnn_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -35,6 +37,25 @@ class Cost:
   memory: int | None = None
   training_seconds: float | None = None
   circumstances: str = ""
+
+
+def of_ladder(folder: pathlib.Path) -> dict[str, Cost]:
+  """What a ladder's ladder.json says of its rungs, by their labels: measured there, in turns, proposals included."""
+  if not (folder / "ladder.json").is_file():
+    return {}
+  form = read_json(folder / "ladder.json")
+  where = form["timing"]["environment"]
+  text = f"seconds an image, proposals included: {where['device']}, {where['cores']} cores, {where['date']}"
+  return {
+    rung["label"]: Cost(
+      seconds=rung["seconds"],
+      spread=tuple(value + (rung["proposal_seconds"] or 0.0) for value in rung["detection_seconds"][1:]),
+      parameters=rung["parameters"],
+      training_seconds=rung["training_seconds"],
+      circumstances=text,
+    )
+    for rung in form["rungs"]
+  }
 
 
 def from_runs(inputs: Inputs) -> dict[str, Cost]:

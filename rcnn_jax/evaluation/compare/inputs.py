@@ -77,7 +77,7 @@ def read(
   """Reads what the flags of `launch.compare` name.
 
   Args:
-    runs: run directories, DIR or NAME=DIR.
+    runs: run directories, [NAME=]DIR[@CHECKPOINT], and directories of ladders.
     sweep: the directory of a finished sweep.
     truth: a COCO annotation file.
     detections: COCO results files, NAME=FILE, of images of `truth`, or else of the runs' evaluation data.
@@ -93,7 +93,8 @@ def read(
     source, variants, warnings = None, [], []
   else:
     variants = _sweep(pathlib.Path(sweep), checkpoint) if sweep else []
-    variants += _grouped([_named_run(asked, checkpoint) for asked in runs])
+    named = [one for asked in runs for one in _named_runs(asked, checkpoint)]
+    variants += _grouped(named)
     if not variants:
       raise ComparisonError("nothing to compare: give --runs, --sweep, or --truth with --detections")
     data, ids, source, warnings = _evaluation_data(variants)
@@ -110,9 +111,18 @@ def read(
 # ------------------------------------------------------------------------------------------------ runs and sweeps
 
 
-def _named_run(asked: str, checkpoint: str) -> tuple[str, Detector]:
+def _named_runs(asked: str, checkpoint: str) -> list[tuple[str, Detector]]:
+  """(name or "", run) of [NAME=]DIR[@CHECKPOINT]; the rungs of a ladder by their labels."""
   name, _, path = asked.rpartition("=")
-  return name, _run(pathlib.Path(path).expanduser(), checkpoint)
+  folder = pathlib.Path(path).expanduser()
+  if not folder.exists() and "@" in path:
+    path, _, checkpoint = path.rpartition("@")
+    folder = pathlib.Path(path).expanduser()
+    return [(name or f"{folder.resolve().name}@{checkpoint}", _run(folder, checkpoint))]
+  if (folder / "ladder.json").is_file():
+    rungs = read_json(folder / "ladder.json")["rungs"]
+    return [(rung["label"], _run(folder / rung["name"], str(rung["step"]))) for rung in rungs]
+  return [(name, _run(folder, checkpoint))]
 
 
 def _run(workdir: pathlib.Path, checkpoint: str, experiment: Experiment | None = None) -> Detector:
