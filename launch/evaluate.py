@@ -43,7 +43,7 @@ def evaluate_run(run: Run, outdir: pathlib.Path) -> dict[str, float | None]:
   source = experiment.data.eval.open()
   evaluate.check_categories(run.categories, source.categories)
   warn_of_few_detections(experiment.model, experiment.evaluation, source)
-  model = experiment.model.met_with(run.categories, run.keypoints)
+  model = experiment.model.with_data(run.categories, run.keypoints)
   mesh = meshes.data_mesh()
   return evaluate.evaluate(model, run.variables, experiment.data, source, outdir, experiment.evaluation, mesh)
 

@@ -95,7 +95,7 @@ def with_experiment(run: Any, experiment: Experiment) -> Any:
   from rcnn_jax.models import detector
   from rcnn_jax.training import checkpoint
 
-  model = experiment.model.met_with(run.categories, run.keypoints)
+  model = experiment.model.with_data(run.categories, run.keypoints)
   canvas = pipeline.example_canvas(experiment.data)
   asked_for = jax.eval_shape(lambda: detector.init_variables(model, jax.random.key(0), canvas))
   checkpoint.take_params(asked_for, run.variables)
@@ -116,7 +116,7 @@ def parameters(experiment: Experiment) -> str:
   from rcnn_jax.models import detector
 
   model = experiment.model
-  if not model.is_met:
+  if not model.is_complete:
     return "parameters: as many as the data's classes ask for; --set=model.num_classes=K counts those for K"
   return f"parameters: {detector.num_parameters(model, pipeline.example_canvas(experiment.data)):,}"
 

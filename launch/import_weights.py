@@ -81,7 +81,7 @@ def import_run(
     library = library or library_of(tensors)
     experiment, remark = with_epsilon(experiment, library, tensors, weights, chosen)
     categories, keypoints, origin = classes(experiment, library.num_classes(tensors))
-    model = experiment.model.met_with(categories, keypoints)
+    model = experiment.model.with_data(categories, keypoints)
     variables = imported(experiment, model, tensors, skip, library)
   except WeightsError as error:
     raise WeightsError(f"{weights}: {error}") from error

@@ -108,7 +108,7 @@ def rpn_finder(run: Any, source: Source) -> prepare.Find:
   """The proposals of a run's model in an opened data set."""
   from rcnn_jax.evaluation import propose
 
-  model = run.experiment.model.met_with(run.categories, run.keypoints)
+  model = run.experiment.model.with_data(run.categories, run.keypoints)
   return propose.finder(model, run.variables, run.experiment.data, source)
 
 

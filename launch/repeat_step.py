@@ -27,7 +27,7 @@ def main(argv: list[str]) -> None:
   if FLAGS.experiment:
     experiments.load(FLAGS.experiment)
   experiment, categories, keypoints = checkpoint.read_experiment(FLAGS.workdir)
-  model = experiment.model.met_with(categories, keypoints)
+  model = experiment.model.with_data(categories, keypoints)
   print("\n".join(soundness.repeat(experiment, model, soundness.kept(FLAGS.workdir, FLAGS.step))))
 
 

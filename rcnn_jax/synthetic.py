@@ -21,10 +21,10 @@ NUM_ROWS = 100  # for objects of an image, where the experiment leaves them to i
 def sized_model(experiment: Experiment, num_classes: int) -> Detector:
   """The experiment's model with a number of classes, and of joints, where it leaves them to its data."""
   model = experiment.model
-  if model.is_met:
+  if model.is_complete:
     return model
   names = range(num_keypoints(model))
-  return model.met_with(range(model.num_classes or num_classes), types.SimpleNamespace(names=names))
+  return model.with_data(range(model.num_classes or num_classes), types.SimpleNamespace(names=names))
 
 
 def num_keypoints(model: Detector) -> int:

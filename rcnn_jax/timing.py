@@ -77,7 +77,7 @@ def compile_timed(function: Callable, *inputs) -> tuple[Callable, dict]:
 
 def detection(run: Run, batches: Sequence[Batch]) -> Callable[[], float]:
   """A function that detects in all batches, one after another, and returns the mean seconds of an image."""
-  model = run.experiment.model.met_with(run.categories, run.keypoints)
+  model = run.experiment.model.with_data(run.categories, run.keypoints)
   detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
   num_images = sum(int(batch.valid.sum()) for batch in batches)
   variables, batches = jax.device_put((run.variables, [batch.replace(truth=None) for batch in batches]))

@@ -136,7 +136,7 @@ class ColourFinder:
   keypoints: bool = False
   blind: bool = False  # finds nothing
 
-  def met_with(self, categories, keypoints):
+  def with_data(self, categories, keypoints):
     assert len(categories) == len(CATEGORIES)
     return self
 

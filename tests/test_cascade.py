@@ -121,7 +121,7 @@ def test_stages_have_parameters_of_their_own_and_the_first_ones_are_those_of_a_d
 
 
 def with_shift(params, name, dx):
-  """The parameters with a stage's box head that answers (dx, 0, 0, 0) to every region."""
+  """The parameters with a stage's box head that outputs (dx, 0, 0, 0) to every region."""
   zero = jax.tree.map(jnp.zeros_like, params[name]["deltas"])
   return params | {name: params[name] | {"deltas": zero | {"bias": zero["bias"].at[0].set(dx)}}}
 
@@ -132,16 +132,16 @@ def test_boxes_go_from_stage_to_stage_and_the_last_ones_are_detected():
   for name in ("box", "box_heads_1", "box_heads_2"):
     params = with_shift(params, name, 1.0)
 
-  def answers(detector, batch):
+  def outputs(detector, batch):
     features = detector.backbone(detector.normalise(batch))
     proposals, _ = detector.proposer(features, detector.backbone.strides, batch, None)
-    first = detector.classify(*detector.look(features, proposals.boxes, None, proposals.valid))
-    last, regions = detector.cascade_answers(features, first, proposals, batch)
+    first = detector.box_outputs(*detector.pool_and_embed(features, proposals.boxes, None, proposals.valid))
+    last, regions = detector.cascade_outputs(features, first, proposals, batch)
     return proposals, last, regions
 
   batch = scene_batch(0)
   batch = batch.replace(image_size=batch.image_size * 100)  # so that nothing is clipped
-  proposals, (_, deltas), regions = jax.jit(lambda batch: CASCADE.apply({"params": params}, batch, method=answers))(
+  proposals, (_, deltas), regions = jax.jit(lambda batch: CASCADE.apply({"params": params}, batch, method=outputs))(
     batch
   )
   moved = proposals.boxes.at[..., ::2].add(box_ops.widths(proposals.boxes)[..., None] * (1 / 10 + 1 / 20))

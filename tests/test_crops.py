@@ -173,8 +173,8 @@ def test_one_classifier_takes_images_of_any_size():
   images = {size: jax.random.normal(jax.random.key(0), (2, *size, 3)) for size in ((48, 64), (80, 40))}
   variables = model.init(jax.random.key(1), images[48, 64])
   apply = jax.jit(functools.partial(model.apply, capture_intermediates=True))
-  answers = [apply(variables, x)[0] for x in images.values()]
-  assert [a.shape for a in answers] == [(2, 5), (2, 5)]
+  outputs = [apply(variables, x)[0] for x in images.values()]
+  assert [a.shape for a in outputs] == [(2, 5), (2, 5)]
   # The trunk sees the maxima of the whole map, 10 by 5 cells, and of its quarters, which share the middle column.
   seen = apply(variables, images[80, 40])[1]["intermediates"]
   ((features,),) = seen["backbone"]["__call__"]

@@ -318,7 +318,7 @@ def with_keypoints(batch, fill=0.0):
 
 
 def test_a_keypoint_head_makes_it_a_keypoint_rcnn():
-  model = small_detector(heads=(KEYPOINT_HEAD,)).met_with("ab", KeypointNames(("top", "bottom"), ()))
+  model = small_detector(heads=(KEYPOINT_HEAD,)).with_data("ab", KeypointNames(("top", "bottom"), ()))
   assert model.heads[0].num_keypoints == 2
   fresh = init_variables(model, jax.random.key(0), CANVAS)
   terms = compiled("losses", model)(fresh, with_keypoints(scene_batch(0)), KEY)
@@ -341,9 +341,9 @@ def test_a_keypoint_head_makes_it_a_keypoint_rcnn():
 def test_what_a_keypoint_head_misses_is_named():
   model = small_detector(heads=(KEYPOINT_HEAD,))
   with pytest.raises(ValueError, match="num_keypoints is not set"):
-    init_variables(model.met_with("ab", None), KEY, CANVAS)
+    init_variables(model.with_data("ab", None), KEY, CANVAS)
   model = model.clone(heads=(KEYPOINT_HEAD.clone(num_keypoints=2),))
-  assert model.met_with("ab", None).heads[0].num_keypoints == 2
+  assert model.with_data("ab", None).heads[0].num_keypoints == 2
   with pytest.raises(ValueError, match="set Data.load_keypoints"):
     jax.eval_shape(lambda: model.init(KEY, scene_batch(0), KEY, method="losses"))
 

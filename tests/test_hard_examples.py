@@ -56,8 +56,8 @@ def test_the_detector_is_trained_on_the_hardest_of_all_candidates():
     features = model.backbone(model.normalise(batch), Context(train=True))
     proposals, _ = model.proposer(features, model.backbone.strides, batch, KEY)
     every = jax.vmap(sampler.candidates)(proposals, batch.truth)
-    answers = model.classify(*model.look(features, every.boxes, None, every.valid))
-    return every, model.box.loss_of_each(*answers, every, batch.truth)
+    outputs = model.box_outputs(*model.pool_and_embed(features, every.boxes, None, every.valid))
+    return every, model.box.loss_of_each(*outputs, every, batch.truth)
 
   def total(variables):
     terms, _ = model.apply(variables, batch, KEY, method="losses", mutable=["batch_stats"])

@@ -22,7 +22,7 @@ RUN = pathlib.Path(__file__).parent / "fixtures" / "run_of_2026_11_27"
 
 def test_a_run_directory_with_a_mask_of_its_own_field_detects_as_it_did():
   run = checkpoint.load_run(str(RUN))
-  model = run.experiment.model.met_with(run.categories, run.keypoints)
+  model = run.experiment.model.with_data(run.categories, run.keypoints)
   assert [head.key for head in model.heads] == ["mask"] and model.heads[0].channels == 8
   pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3)).astype(np.uint8)
   batch = blank_batch(2, (32, 32)).replace(image=pixels, truth=None)

@@ -88,7 +88,7 @@ def test_no_file_that_can_be_read_still_writes_an_empty_list(tmp_path):
 class Repeater:
   """Gives the proposals back as detections of the first class."""
 
-  def met_with(self, categories, keypoints):
+  def with_data(self, categories, keypoints):
     return self
 
   def apply(self, variables, batch, method):

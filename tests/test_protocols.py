@@ -32,16 +32,16 @@ class Fullness(nn.Module):
 
   key = "fullness"
   field = "masks"
-  is_met = True
+  is_complete = True
 
-  def met_with(self, categories, keypoints):
+  def with_data(self, categories, keypoints):
     return self
 
   def annotation(self, num_objects):
     return jnp.zeros((*num_objects, 4, 4), jnp.uint8)
 
   @nn.compact
-  def __call__(self, rois, num_classes, classes, learnt):
+  def __call__(self, rois, num_classes, classes, norm_rows):
     return nn.sigmoid(Dense(1, logits=True, name="share")(rois.mean((1, 2)))[:, 0])
 
   def losses(self, outputs, samples, truth):
@@ -99,7 +99,7 @@ def test_a_backbone_is_given_a_key_for_each_image():
 
 @pytest.mark.parametrize("head", [MaskHead(), KeypointHead(), Fullness()], ids=lambda head: head.key)
 def test_heads_offer_what_is_asked_of_them(head: ObjectHead):
-  for name in (*ObjectHead.__annotations__, "is_met", "met_with", "annotation", "losses", "detected"):
+  for name in (*ObjectHead.__annotations__, "is_complete", "with_data", "annotation", "losses", "detected"):
     assert hasattr(head, name), name
 
 

@@ -47,7 +47,7 @@ class Classifier(nn.Module):
       self.normalise = BatchNorm(momentum=0.5)
 
   @nn.nowrap
-  def met_with(self, categories, keypoints):
+  def with_data(self, categories, keypoints):
     return self.clone(num_classes=len(categories))
 
   def losses(self, batch, key):
@@ -149,7 +149,7 @@ def experiment(stages: tuple | None = None, **changes) -> Experiment:
 
 
 def model_of(exp: Experiment) -> Classifier:
-  return exp.model.met_with(CATEGORIES, None)
+  return exp.model.with_data(CATEGORIES, None)
 
 
 def variables_of(exp: Experiment) -> dict:

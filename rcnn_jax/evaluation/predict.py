@@ -55,7 +55,7 @@ def predict(
     EvaluationError: `output` is no folder, or holds a detections.json that no prediction wrote.
   """
   check_output(output)
-  data, model = run.experiment.data, run.experiment.model.met_with(run.categories, run.keypoints)
+  data, model = run.experiment.data, run.experiment.model.with_data(run.categories, run.keypoints)
   search = chosen_search(data)
   with tqdm(total=len(files), unit="image", file=sys.stderr, disable=None, leave=False) as bar:
     reader = Reader(files, data, search, min(batch_size or data.batch_size[1], len(files)), bar)

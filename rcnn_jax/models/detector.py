@@ -128,17 +128,17 @@ class Detector(nn.Module):
       setattr(self, head.key, head.clone(parent=None))
 
   @property
-  def is_met(self) -> bool:
+  def is_complete(self) -> bool:
     """Whether all is filled in that the data alone know."""
-    return self.num_classes is not None and all(head.is_met for head in self.heads)
+    return self.num_classes is not None and all(head.is_complete for head in self.heads)
 
   @nn.nowrap
-  def met_with(self, categories: Sequence[Any], keypoints: Any | None) -> Detector:
+  def with_data(self, categories: Sequence[Any], keypoints: Any | None) -> Detector:
     """The detector of some data: what they alone know is filled in.
 
     categories: one for each class; keypoints: the data's KeypointNames, None where they have none.
     """
-    heads = tuple(head.met_with(categories, keypoints) for head in self.heads)
+    heads = tuple(head.with_data(categories, keypoints) for head in self.heads)
     return self.clone(num_classes=len(categories), heads=heads)
 
   @_at_precision
@@ -150,16 +150,16 @@ class Detector(nn.Module):
     proposals, terms = self.proposer(features, self.backbone.strides, batch, key)
     samples = jax.lax.stop_gradient(self.sample(features, proposals, batch, key))
     dropout = random.per_image(random.named(key, "dropout"), batch.image_id)
-    embedded, pooled = self.look(features, samples.boxes, dropout, samples.valid)
-    answers = self.classify(embedded, pooled)
-    of_boxes = self.box.losses(*answers, samples, batch.truth)
-    terms |= self.cascade_losses(of_boxes, features, answers, samples, batch, key) if self.cascade else of_boxes
+    embedded, pooled = self.pool_and_embed(features, samples.boxes, dropout, samples.valid)
+    outputs = self.box_outputs(embedded, pooled)
+    of_boxes = self.box.losses(*outputs, samples, batch.truth)
+    terms |= self.cascade_losses(of_boxes, features, outputs, samples, batch, key) if self.cascade else of_boxes
     # The other heads learn from foreground alone, which stands in the first rows.
     num_foreground = int(self.sampler.num_samples * self.sampler.foreground_fraction)
     foreground = jax.tree.map(lambda leaf: leaf[:, :num_foreground], samples)
-    learnt = foreground.valid & (foreground.classes > 0)
+    learns_from = foreground.valid & (foreground.classes > 0)
     for head in self.heads:
-      rois = foreground.boxes, foreground.classes, learnt
+      rois = foreground.boxes, foreground.classes, learns_from
       outputs = self.predict(head.key, features, *rois, embedded[:, :num_foreground], train=True)
       terms |= head.losses(outputs, foreground, batch.truth)
     return terms
@@ -173,8 +173,8 @@ class Detector(nn.Module):
       keys = random.per_image(random.named(key, "rois"), batch.image_id)
       return jax.vmap(self.sampler)(proposals, batch.truth, keys)
     candidates = jax.vmap(self.sampler.candidates)(proposals, batch.truth)
-    answers = self.classify(*self.look(features, candidates.boxes, None, candidates.valid))
-    loss = self.box.loss_of_each(*jax.lax.stop_gradient(answers), candidates, batch.truth)
+    outputs = self.box_outputs(*self.pool_and_embed(features, candidates.boxes, None, candidates.valid))
+    loss = self.box.loss_of_each(*jax.lax.stop_gradient(outputs), candidates, batch.truth)
     return jax.vmap(self.sampler.hardest)(candidates, loss)
 
   @_at_precision
@@ -182,43 +182,43 @@ class Detector(nn.Module):
     """Detections [B, D] by falling score, boxes in canvas pixels."""
     features = self.backbone(self.normalise(batch))
     proposals, _ = self.proposer(features, self.backbone.strides, batch, None)
-    answers = self.classify(*self.look(features, proposals.boxes, None, proposals.valid))
+    outputs = self.box_outputs(*self.pool_and_embed(features, proposals.boxes, None, proposals.valid))
     if self.cascade:
-      answers, proposals = self.cascade_answers(features, answers, proposals, batch)
-    found = self.box_heads[-1].detections(*answers, proposals, batch)
+      outputs, proposals = self.cascade_outputs(features, outputs, proposals, batch)
+    found = self.box_heads[-1].detections(*outputs, proposals, batch)
     for head in self.heads:
       found = head.detected(self.predict(head.key, features, found.boxes, found.classes, found.valid), found)
     return found
 
   def cascade_losses(
-    self, of_boxes: dict, features: tuple, answers: tuple, samples: RoiSamples, batch: Batch, key: Array
+    self, of_boxes: dict, features: tuple, outputs: tuple, samples: RoiSamples, batch: Batch, key: Array
   ) -> dict[str, Array]:
     """The first stage's terms and those of the stages after it, each with its stage's number: roi_class_1, ..."""
     terms = {f"{term}_1": value for term, value in of_boxes.items()}
     for stage, refinement in enumerate(self.cascade, start=1):
-      rois = self.refine(answers, samples.boxes, batch, stage - 1)
+      rois = self.refine(outputs, samples.boxes, batch, stage - 1)
       samples = jax.vmap(refinement.samples)(rois, samples.valid, batch.truth)
       dropout = random.per_image(random.named(key, f"dropout{stage + 1}"), batch.image_id)
-      answers = self.classify(*self.look(features, samples.boxes, dropout, samples.valid, stage), stage)
-      of_boxes = self.box_heads[stage].losses(*answers, samples, batch.truth)
+      outputs = self.box_outputs(*self.pool_and_embed(features, samples.boxes, dropout, samples.valid, stage), stage)
+      of_boxes = self.box_heads[stage].losses(*outputs, samples, batch.truth)
       terms |= {f"{term}_{stage + 1}": value for term, value in of_boxes.items()}
     return terms
 
-  def cascade_answers(
-    self, features: tuple, answers: tuple, proposals: Proposals, batch: Batch
+  def cascade_outputs(
+    self, features: tuple, outputs: tuple, proposals: Proposals, batch: Batch
   ) -> tuple[tuple[Array, ...], Proposals]:
-    """What the last stage answers, its class logits the mean of all stages', and the regions that it was given."""
-    class_logits = [answers[0]]
+    """The outputs of the last stage, its class logits the mean of all stages', and its regions."""
+    class_logits = [outputs[0]]
     for stage in range(1, len(self.box_heads)):
-      proposals = proposals.replace(boxes=self.refine(answers, proposals.boxes, batch, stage - 1))
-      answers = self.classify(*self.look(features, proposals.boxes, None, proposals.valid, stage), stage)
-      class_logits.append(answers[0])
-    return (mean_logits(class_logits), *answers[1:]), proposals
+      proposals = proposals.replace(boxes=self.refine(outputs, proposals.boxes, batch, stage - 1))
+      outputs = self.box_outputs(*self.pool_and_embed(features, proposals.boxes, None, proposals.valid, stage), stage)
+      class_logits.append(outputs[0])
+    return (mean_logits(class_logits), *outputs[1:]), proposals
 
-  def refine(self, answers: tuple[Array, ...], rois: Array, batch: Batch, stage: int) -> Array:
+  def refine(self, outputs: tuple[Array, ...], rois: Array, batch: Batch, stage: int) -> Array:
     """rois f32[B, R, 4] -> the boxes f32[B, R, 4] that a stage made of them, for the next one."""
     regress = functools.partial(refined, delta_weights=self.box_heads[stage].delta_weights)
-    return jax.vmap(regress)(answers[-1], rois, batch.image_size)
+    return jax.vmap(regress)(outputs[-1], rois, batch.image_size)
 
   @_at_precision
   def propose(self, batch: Batch) -> Proposals:
@@ -233,12 +233,12 @@ class Detector(nn.Module):
     keys: [B], one for each image, in training alone; valid: bool[B, R], the RoIs that batch norm takes its
     statistics from.
     """
-    return self.look(features, rois, keys, valid)[0]
+    return self.pool_and_embed(features, rois, keys, valid)[0]
 
-  def look(
+  def pool_and_embed(
     self, features: tuple[Array, ...], rois: Array, keys: Array | None, valid: Array, stage: int = 0
   ) -> tuple[Array, Array]:
-    """`embed`, by the trunk of a stage, and behind it what the trunk was given: f[B, R, P, P, C']."""
+    """`embed`, by the trunk of a stage, and the pooled input of the trunk, f[B, R, P, P, C']."""
 
     def whole(self, rois, valid):
       pooled = pool_batch(self.pool, features, rois, self.backbone.strides)
@@ -252,16 +252,16 @@ class Detector(nn.Module):
   def regions(self, batch: Batch, rois: Array) -> tuple[Array, Array]:
     """What heads see of given regions: rois f32[B, R, 4] -> trunk f32[B, R, C], pooled f32[B, R, P * P * C']."""
     features = self.backbone(self.normalise(batch))
-    seen = self.look(features, rois, None, jnp.ones(rois.shape[:2], bool))
+    seen = self.pool_and_embed(features, rois, None, jnp.ones(rois.shape[:2], bool))
     return tuple(x.astype(jnp.float32).reshape(*rois.shape[:2], -1) for x in seen)
 
-  def classify(self, embedded: Array, pooled: Array, stage: int = 0) -> tuple[Array, ...]:
-    """What `look` gives -> the box head's answers, class_logits f32[B, R, K+1] the first of them."""
+  def box_outputs(self, embedded: Array, pooled: Array, stage: int = 0) -> tuple[Array, ...]:
+    """What `pool_and_embed` gives -> the box head's outputs, class_logits f32[B, R, K+1] the first of them."""
     if self.num_classes is None:
-      raise ModelError("Detector.num_classes is not set: it comes with the data (Detector.met_with)")
+      raise ModelError("Detector.num_classes is not set: it comes with the data (Detector.with_data)")
     rows = [x.reshape(-1, *x.shape[2:]) for x in (embedded, pooled)]
-    answers = self.box_heads[stage](rows[0], self.num_classes, rows[1])
-    return tuple(x.reshape(*embedded.shape[:2], *x.shape[1:]) for x in answers)
+    outputs = self.box_heads[stage](rows[0], self.num_classes, rows[1])
+    return tuple(x.reshape(*embedded.shape[:2], *x.shape[1:]) for x in outputs)
 
   def predict(
     self,

@@ -23,7 +23,7 @@ from rcnn_jax.ops.losses import BoxLoss
 from rcnn_jax.types import MASK_SIDE, Array, Batch, Detections, GroundTruth, Proposals, RoiSamples
 
 xavier = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
-# How PyTorch's layers begin, which torchvision leaves as they are; boxes are learnt faster from it.
+# How PyTorch's layers begin, which torchvision leaves as they are; boxes are learned faster from it.
 pytorch = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -146,8 +146,8 @@ class BoxHead(nn.Module):
   def __call__(self, x: Array, num_classes: int, pooled: Array | None = None) -> tuple[Array, Array]:
     """x: f[R, C] -> class_logits f32[R, K+1], box_deltas f32[R, K, 4] (f32[R, 1, 4] where class-agnostic).
 
-    Of a trunk that keeps the cells of its RoIs, f[R, P, P, C], their mean is taken. `pooled`, what the trunk was
-    given, is for heads that look behind it.
+    Of a trunk that keeps the cells of its RoIs, f[R, P, P, C], their mean is taken. `pooled`, the trunk's input,
+    is for heads that need it.
     """
     x = x.mean(axis=(1, 2)) if x.ndim == 4 else x
     groups = 1 if self.class_agnostic else num_classes
@@ -265,11 +265,11 @@ class MaskHead(nn.Module):
   field = "masks"
 
   @property
-  def is_met(self) -> bool:
+  def is_complete(self) -> bool:
     """True: it needs to know no more of the data than the number of classes."""
     return True
 
-  def met_with(self, categories: Sequence[Any], keypoints: Any | None) -> MaskHead:
+  def with_data(self, categories: Sequence[Any], keypoints: Any | None) -> MaskHead:
     """Itself."""
     return self
 
@@ -278,15 +278,15 @@ class MaskHead(nn.Module):
     return jnp.zeros((*num_objects, MASK_SIDE, MASK_SIDE), jnp.uint8)
 
   @nn.compact
-  def __call__(self, rois: Array, num_classes: int, classes: Array, learnt: Array | None) -> Array:
+  def __call__(self, rois: Array, num_classes: int, classes: Array, norm_rows: Array | None) -> Array:
     """rois: f[R, P, P, C] -> mask_logits f32[R, 2P, 2P], each RoI's mask for its own class.
 
     classes: i32[R], 1..K; the masks of other classes are not computed.
-    learnt: bool[R] in training, the RoIs that batch norm takes its statistics from; None in detection.
+    norm_rows: bool[R] in training, the RoIs that batch norm takes its statistics from; None in detection.
     """
     x = rois
     for i in range(1, self.num_convs + 1):
-      x = nn.relu(convolution(x, self.channels, i, self.norm, learnt is not None, learnt))
+      x = nn.relu(convolution(x, self.channels, i, self.norm, norm_rows is not None, norm_rows))
     x = nn.relu(Deconv(self.channels, name="deconv")(x))
     # Logits begin near zero, as Detectron2's: drawn like the other layers', the first losses are in the hundreds.
     num_masks = 1 if self.class_agnostic else num_classes
@@ -331,11 +331,11 @@ class KeypointHead(nn.Module):
   field = "keypoints"
 
   @property
-  def is_met(self) -> bool:
+  def is_complete(self) -> bool:
     """Whether it knows the number of joints."""
     return self.num_keypoints is not None
 
-  def met_with(self, categories: Sequence[Any], keypoints: Any | None) -> KeypointHead:
+  def with_data(self, categories: Sequence[Any], keypoints: Any | None) -> KeypointHead:
     """The head for the data's KeypointNames; without them it stays as it is."""
     return self if keypoints is None else self.clone(num_keypoints=len(keypoints.names))
 
@@ -344,9 +344,9 @@ class KeypointHead(nn.Module):
     return jnp.zeros((*num_objects, self.num_keypoints or 0, 3))
 
   @nn.compact
-  def __call__(self, rois: Array, num_classes: int, classes: Array, learnt: Array | None) -> Array:
+  def __call__(self, rois: Array, num_classes: int, classes: Array, norm_rows: Array | None) -> Array:
     """rois: f[R, P, P, C] -> keypoint_logits f32[R, 4P, 4P, J], of whichever class; it has no norms."""
-    del num_classes, classes, learnt
+    del num_classes, classes, norm_rows
     if self.num_keypoints is None:
       raise ModelError("KeypointHead.num_keypoints is not set: it comes with data that name their keypoints")
     x = rois

@@ -49,23 +49,23 @@ class ObjectHead(Protocol):
   pool: Any | None  # of the RoIs that it sees; None: it stands on the trunk's features, as in C4
 
   @property
-  def is_met(self) -> bool:
+  def is_complete(self) -> bool:
     """Whether it knows all of the data that it needs to, such as the number of joints."""
 
-  def met_with(self, categories: Sequence[Any], keypoints: Any | None) -> ObjectHead:
-    """The head of some data: what they alone know is filled in. Arguments as `Detector.met_with`."""
+  def with_data(self, categories: Sequence[Any], keypoints: Any | None) -> ObjectHead:
+    """The head of some data: what they alone know is filled in. Arguments as `Detector.with_data`."""
 
   def annotation(self, num_objects: Sequence[int]) -> Array:
     """Zeros of the shape and type of its field of the ground truth, for `num_objects` objects [..., M]."""
 
-  def __call__(self, rois: Array, num_classes: int, classes: Array, learnt: Array | None) -> Array:
+  def __call__(self, rois: Array, num_classes: int, classes: Array, norm_rows: Array | None) -> Array:
     """Its outputs for each RoI.
 
     Args:
       rois: f[R, P, P, C], pooled.
       num_classes: K.
       classes: i32[R], 1..K; what it says of a RoI may be for this class alone.
-      learnt: bool[R] in training, the RoIs that batch norm takes its statistics from; None in detection.
+      norm_rows: bool[R] in training, the RoIs that batch norm takes its statistics from; None in detection.
     """
 
   def losses(self, outputs: Array, samples: RoiSamples, truth: GroundTruth) -> dict[str, Array]:

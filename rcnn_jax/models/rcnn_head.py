@@ -55,7 +55,7 @@ class RcnnHead(nn.Module):
   def losses(
     self, class_logits: Array, scores: Array, box_deltas: Array, samples: RoiSamples, truth: GroundTruth
   ) -> dict[str, Array]:
-    """The softmax's cross-entropy alone, over the number of samples: the other answers are fitted afterwards.
+    """The softmax's cross-entropy alone, over the number of samples: the other outputs are fitted afterwards.
 
     class_logits: f32[B, S, K+1]; samples: batched.
     """

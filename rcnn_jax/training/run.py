@@ -77,7 +77,7 @@ def _train(
     "eval": fingerprint(eval_source, proposals[1]),
     "init": experiment.init and of_file(os.path.expanduser(experiment.init.path)),
   }
-  model = experiment.model.met_with(source.categories, source.keypoints)
+  model = experiment.model.with_data(source.categories, source.keypoints)
   check_model(experiment, model)
   checkpoint.write_experiment(workdir, experiment, source.categories, source.keypoints, fingerprints)
   latest = checkpoint.latest_step(workdir)

@@ -74,7 +74,7 @@ def _parameters(one: Detector, inputs: Inputs) -> int | None:
 
   if inputs.source is None:
     return None
-  model = one.experiment.model.met_with(inputs.source.categories, inputs.source.keypoints)
+  model = one.experiment.model.with_data(inputs.source.categories, inputs.source.keypoints)
   return detector.num_parameters(model, pipeline.example_canvas(one.experiment.data))
 
 
@@ -120,7 +120,7 @@ def _program(run: Run, batch: Batch) -> dict[str, float | int | None]:
 
   from rcnn_jax import timing
 
-  model = run.experiment.model.met_with(run.categories, run.keypoints)
+  model = run.experiment.model.with_data(run.categories, run.keypoints)
   detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
   told = timing.compile_timed(detect, run.variables, batch.replace(truth=None))[1]
   flops, memory = told.get("GFLOP"), told.get("program_memory_MiB")
