@@ -1,14 +1,17 @@
 """The peer of launch.benchmark: builds torchvision's form of a detector and times it. Runs in a Python with PyTorch.
 
 Reads a line of JSON from standard input, answers a line on standard output: first the model, in the form in which an
-experiment writes it, then {"measure": "train"} or {"measure": "detect"} for the seconds of one repeat.
+experiment writes it, or {"ops": FILE} with the inputs of operations; then {"measure": "train"}, "detect" or the name
+of an operation, for the seconds of one repeat.
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import time
+from collections.abc import Callable
 
 import torch
 import torchvision
@@ -184,41 +187,93 @@ def synchronise() -> None:
     torch.cuda.synchronize()
 
 
-def main() -> None:
-  request = json.loads(sys.stdin.readline())
-  try:
-    model = build(request)
-  except ValueError as error:
-    print(json.dumps({"error": str(error)}), flush=True)
-    return
-  device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-  versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": device}
+def seconds_of(run: Callable[[], object], iterations: int) -> float:
+  """Of all iterations, the device's work included."""
+  synchronise()
+  began = time.perf_counter()
+  for _ in range(iterations):
+    run()
+  synchronise()
+  return time.perf_counter() - began
+
+
+def variants(model: FasterRCNN, request: dict) -> dict[str, tuple[FasterRCNN, bool]]:
+  """{name: (model, whether under autocast)}: the forms of which the fastest is timed.
+
+  Where the request asks for the best: pixels last in memory, the backbone compiled, and bfloat16 where ours computes
+  in it. What comes behind the backbone has shapes that follow the data, which torch.compile compiles ever anew.
+  """
+  half = request["model"]["dtype"] == "bfloat16"
+  found = {"plain": (model, half)}
+  if not request["best"]:
+    return found
+  torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = True
+  last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+  faster = copy.deepcopy(last)
+  faster.backbone = torch.compile(faster.backbone)
+  return found | {"channels_last": (last, half), "channels_last, compiled backbone": (faster, half)}
+
+
+def steps_of(model: FasterRCNN, half: bool, training: tuple, images: list) -> dict[str, Callable[[], object]]:
+  """{'train', 'detect': what runs a step of it}."""
   # Steps without a move: random weights that learn soon propose something else, or nothing.
   optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9)
-  training, testing = (synthetic(request, size) for size in request["batch_size"])
+  autocast = lambda: torch.autocast(DEVICE, torch.bfloat16, enabled=half)
 
   def train() -> None:
-    loss = sum(model(*training).values())
+    model.train()
+    with autocast():
+      loss = sum(model(*training).values())
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
 
-  model.eval()
-  condition(model, testing[0])
-  if request["num_found"] is not None:
-    set_found(model, testing[0], request["num_found"])
-  versions |= work(model, testing[0])
-  print(json.dumps(versions), flush=True)
+  def test() -> None:
+    model.eval()
+    with autocast():
+      detect(model, images)
 
+  return {"train": train, "detect": test}
+
+
+def prepared_steps(request: dict) -> tuple[dict[str, Callable[[], object]], dict]:
+  """(what runs 'train' and 'detect' once, by the fastest variant of each; what there is to say of them)."""
+  model = build(request)
+  training, (images, _) = (synthetic(request, size) for size in request["batch_size"])
+  model.eval()
+  condition(model, images)
+  if request["num_found"] is not None:
+    set_found(model, images, request["num_found"])
+  told = work(model, images)
+  runs = {name: steps_of(*each, training, images) for name, each in variants(model, request).items()}
+  if len(runs) == 1:
+    return runs["plain"], told
+  chosen = {}
+  for what in ("train", "detect"):
+    # Two uncounted steps: the first compiles, the second may choose kernels.
+    times = {name: (seconds_of(run[what], 2), seconds_of(run[what], 1))[1] for name, run in runs.items()}
+    told[f"{what}_variant"] = min(times, key=times.get)
+    chosen[what] = runs[told[f"{what}_variant"]][what]
+  return chosen, told
+
+
+def main() -> None:
+  request = json.loads(sys.stdin.readline())
+  try:
+    if "ops" in request:
+      import torchvision_ops
+
+      runs, told = torchvision_ops.functions(request["ops"], tuple(request["canvas"]), DEVICE), {}
+    else:
+      runs, told = prepared_steps(request)
+  except ValueError as error:
+    print(json.dumps({"error": str(error)}), flush=True)
+    return
+  device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"
+  told |= {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": device}
+  print(json.dumps(told), flush=True)
   for line in sys.stdin:
-    what = json.loads(line)["measure"]
-    model.train(what == "train")
-    synchronise()
-    began = time.perf_counter()
-    for _ in range(request["iterations"]):
-      train() if what == "train" else detect(model, testing[0])
-    synchronise()
-    print(json.dumps({"seconds": time.perf_counter() - began}), flush=True)
+    print(json.dumps({"seconds": seconds_of(runs[json.loads(line)["measure"]], request["iterations"])}), flush=True)
 
 
 if __name__ == "__main__":

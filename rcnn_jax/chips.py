@@ -34,6 +34,7 @@ class Chip:
   bandwidth: float  # bytes/s of its main memory
   memory: int  # bytes of its main memory
   topologies: tuple[str, ...]  # what may stand behind the colon; '' for nothing
+  kind: str  # its name in JAX, `device_kind`
   lent: float = 1.0  # the share of its memory that JAX gives to programs unless told otherwise
   target: str = ""  # of a GPU: what XLA compiles for, a GpuTargetConfigProto
 
@@ -77,13 +78,13 @@ AMPERE = {
 
 def _gpu(bfloat16: float, float32: float, bandwidth: int, memory: int, name: str, family: dict) -> Chip:
   target = TARGET.format(bandwidth=bandwidth, memory=memory, name=name, **family)
-  return Chip(bfloat16, float32, bandwidth, memory, COUNTS, lent=0.75, target=target)
+  return Chip(bfloat16, float32, bandwidth, memory, COUNTS, name, lent=0.75, target=target)
 
 
 CHIPS = {
-  "v5e": Chip(197e12, 197e12, 819e9, 16 * 2**30, SQUARES),
-  "v6e": Chip(918e12, 918e12, 1640e9, 32 * 2**30, SQUARES),
-  "v5p": Chip(459e12, 459e12, 2765e9, 95 * 2**30, CUBES),
+  "v5e": Chip(197e12, 197e12, 819e9, 16 * 2**30, SQUARES, "TPU v5 lite"),
+  "v6e": Chip(918e12, 918e12, 1640e9, 32 * 2**30, SQUARES, "TPU v6 lite"),
+  "v5p": Chip(459e12, 459e12, 2765e9, 95 * 2**30, CUBES, "TPU v5"),
   "h100": _gpu(989.4e12, 494.7e12, 3352320000000, 84942979072, "NVIDIA H100 80GB HBM3", HOPPER),
   "h200": _gpu(989.4e12, 494.7e12, 4800000000000, 151397597184, "NVIDIA H200 141GB HBM3e", HOPPER),
   "a100_80": _gpu(312e12, 156e12, 2039040000000, 85100068864, "NVIDIA A100-SXM4-80GB", AMPERE),

@@ -27,7 +27,7 @@ import rcnn_jax.models, rcnn_jax.ops
 for package in (rcnn_jax.ops, rcnn_jax.models):
   for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
     importlib.import_module(module.name)
-for name in ("rcnn_jax.training.step", "rcnn_jax.training.stages", "rcnn_jax.training.mesh", "launch.benchmark"):
+for name in ("rcnn_jax.training.step", "rcnn_jax.training.stages", "rcnn_jax.training.mesh", "launch.benchmark", "launch.compile"):
   importlib.import_module(name)
 from rcnn_jax import experiment
 from rcnn_jax.data import pipeline
