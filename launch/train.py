@@ -25,6 +25,8 @@ def define_flags() -> None:
   launch_flags.define_path("init_from", "Start from another run's parameters: DIR, DIR@latest or DIR@STEP.")
   flags.DEFINE_string("init_from_skip", None, "Regular expression of the parameters that --init_from leaves alone.")
   flags.DEFINE_integer("log_every", 20, "Steps between two lines of progress.", lower_bound=1)
+  flags.DEFINE_string("profile", None, "FROM:TO, the steps of which a trace is written into DIR/tensorboard.")
+  flags.DEFINE_list("writers", [], "Where the numbers go beside TensorBoard: wandb, mlflow, trackio.")
   flags.DEFINE_bool("distributed", False, "One of several processes; a cluster that JAX knows (SLURM, ...) is found.")
   flags.DEFINE_string("coordinator_address", None, "HOST:PORT of the first process, where no cluster is found.")
   flags.DEFINE_integer("num_processes", None, "How many processes there are, with --coordinator_address.", 1)
@@ -40,8 +42,22 @@ def main(argv: list[str]) -> None:
   if FLAGS.distributed:
     join()
   train(
-    experiment, FLAGS.workdir, init_from=FLAGS.init_from, skip=FLAGS.init_from_skip, log_every=FLAGS.log_every
+    experiment,
+    FLAGS.workdir,
+    init_from=FLAGS.init_from,
+    skip=FLAGS.init_from_skip,
+    log_every=FLAGS.log_every,
+    profile=steps_of(FLAGS.profile) if FLAGS.profile else None,
+    services=tuple(FLAGS.writers),
   )
+
+
+def steps_of(text: str) -> tuple[int, int]:
+  """(3, 5) of '3:5'; raises TrainingError for anything else."""
+  parts = text.split(":")
+  if len(parts) != 2 or not all(part.isdecimal() for part in parts) or not 1 <= int(parts[0]) <= int(parts[1]):
+    raise TrainingError(f"--profile={text}: expected FROM:TO, two steps from 1, such as 10:12")
+  return int(parts[0]), int(parts[1])
 
 
 def join() -> None:

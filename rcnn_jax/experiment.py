@@ -36,6 +36,8 @@ class Evaluation:
   every_steps: int | None = None  # None, and no `every_epochs` either: only after the last step
   every_epochs: float | None = None  # in the place of `every_steps`: epochs of the training set
   keep_best: str = "bbox/AP"  # a name of metrics.json; higher is better
+  patience: int | None = None  # the training ends after so many evaluations in a row without a new best one
+  losses: bool = False  # the losses on the evaluation data too, with the statistics that batch norms have kept
   max_detections: int = 100  # of an image and class, that COCO's metrics count
   pictures: int = 8  # of ground truth beside detections, evenly spaced over the images
 

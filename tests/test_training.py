@@ -15,7 +15,7 @@ import tiny
 from rcnn_jax.experiment import Evaluation
 from rcnn_jax.files import FileError
 from rcnn_jax.models.layers import BatchNorm
-from rcnn_jax.training import checkpoint, log, loop, soundness
+from rcnn_jax.training import checkpoint, log, loop, soundness, validation
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import AdamW, Constant, Rule, TrainingError, flatten
 from rcnn_jax.training.stages import Sgd
@@ -180,7 +180,7 @@ def test_the_random_key_belongs_to_step_and_image():
 # ------------------------------------------------------------------------------------------------------- the loop
 
 
-def train(exp, workdir, *, evaluate=None, loader=tiny.Loader, log_every=2):
+def train(exp, workdir, *, evaluate=None, loader=tiny.Loader, log_every=2, **options):
   checkpoint.write_experiment(workdir, exp, tiny.CATEGORIES)
   batches = functools.partial(loader, exp.data, exp.seed)
   return loop.run(
@@ -193,6 +193,7 @@ def train(exp, workdir, *, evaluate=None, loader=tiny.Loader, log_every=2):
     evaluate=evaluate,
     mesh=ONE,
     log_every=log_every,
+    **options,
   )
 
 
@@ -348,6 +349,39 @@ def test_a_gradient_that_is_not_finite_is_told_before_the_loss_is_not():
   assert soundness.fault(values) == "the gradient is not finite (grad_norm inf, loss 1.5)"
   exp = tiny.experiment()
   assert [soundness.limit_of(exp, steps) for steps in (1, 2, 4, 6, 1000)] == [1, 1, 2, 3, 3]
+
+
+def test_a_training_without_progress_ends_and_does_not_go_on_when_started_again(tmp_path, capsys):
+  exp = tiny.experiment().override({"evaluation.every_steps": 1, "evaluation.patience": 2})
+  scores = {1: 0.1, 2: None, 3: 0.3, 4: 0.2, 5: 0.3, 6: 0.9}
+  evaluate = lambda variables, step: {"bbox/AP": scores[step]}
+  assert int(train(exp, tmp_path, evaluate=evaluate).step) == 5
+  assert capsys.readouterr().out.endswith("no better bbox/AP in 2 evaluations: the training ends here\n")
+  assert int(train(exp, tmp_path, evaluate=evaluate).step) == 5
+  assert checkpoint.saved_steps(tmp_path) == [3, 4, 5]  # the best and the last two
+
+
+def test_validation_losses_are_those_of_the_variables_on_the_other_data():
+  model = tiny.model_of(tiny.experiment()).clone(norm=True, dropout=0.0)
+  variables = model.init(jax.random.key(0), tiny.batch_of([0]), None, method="losses")
+  batches = [tiny.batch_of(range(8)), tiny.batch_of(range(8, 16))]
+  found = validation.losses(model, Sgd(steps=1), variables, batches, meshes.data_mesh(8), seed=0)
+  assert set(found) == {"loss", "loss/class", "loss/size"}
+  # The statistics begin as means of 0 and variances of 1: with them the norm only divides by sqrt(1 + epsilon).
+  plain = model.clone(norm=False)
+  expected = [plain.apply({"params": variables["params"]}, batch, None, method="losses") for batch in batches]
+  np.testing.assert_allclose(found["loss/class"], np.mean([float(each["class"]) for each in expected]), rtol=1e-4)
+  one = validation.losses(model, Sgd(steps=1, losses=("size",)), variables, batches, ONE, seed=0)
+  assert set(one) == {"loss", "loss/size"}
+  np.testing.assert_allclose(one["loss/size"], found["loss/size"], rtol=1e-5)
+
+
+def test_a_trace_of_some_steps_is_where_tensorboard_finds_it(tmp_path, capsys):
+  train(tiny.experiment(), tmp_path, profile=(4, 5))
+  assert list((tmp_path / "tensorboard").glob("plugins/profile/*/*.xplane.pb"))
+  assert f"the trace of steps up to 5 is in {tmp_path}/tensorboard\n" in capsys.readouterr().out
+  with pytest.raises(TrainingError, match="--profile=6:7: the training has the steps 1 to 6 before it"):
+    train(tiny.experiment(), tmp_path / "other", profile=(6, 7))
 
 
 def test_settings_that_do_not_fit(tmp_path):

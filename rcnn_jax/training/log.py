@@ -1,4 +1,4 @@
-"""What a training says about itself: metrics.jsonl, TensorBoard and one line of progress at a time."""
+"""What a training says about itself: metrics.jsonl, the writers' curves and one line of progress at a time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from rcnn_jax.files import FileError, naming, write_text
-from rcnn_jax.training.optim import TrainingError
+from rcnn_jax.training import writers
 
 
 def rows(workdir: str | pathlib.Path) -> list[dict[str, Any]]:
@@ -61,19 +61,24 @@ class RunLog:
   """Writes the rows of one run to metrics.jsonl and TensorBoard, in the first process only.
 
   Opened at the step that a run resumes from: rows of later steps, which will be computed again, are removed.
+  `services` are names of writers.SERVICES, which are told the experiment's `values` by path.
   """
 
-  def __init__(self, workdir: str | pathlib.Path, resume_step: int):
+  def __init__(
+    self,
+    workdir: str | pathlib.Path,
+    resume_step: int,
+    services: tuple[str, ...] = (),
+    values: dict[str, Any] | None = None,
+  ):
     self.active = jax.process_index() == 0
     if not self.active:
       return
-    from tensorboardX import SummaryWriter
-
     kept = [row for row in rows(workdir) if row["step"] <= resume_step]
     path = pathlib.Path(workdir, "metrics.jsonl")
     write_text(path, "".join(json.dumps(row) + "\n" for row in kept))
     self._file = path.open("a")
-    self._board = SummaryWriter(str(pathlib.Path(workdir, "tensorboard")), purge_step=resume_step + 1)
+    self._writers = writers.opened(services, pathlib.Path(workdir), values or {}, resume_step)
 
   def write(self, step: int, kind: str, values: dict[str, float | None]) -> None:
     """Appends one row: {"step", "kind": 'train', 'fit' or 'eval', name: number or null ...}."""
@@ -85,7 +90,8 @@ class RunLog:
       self._file.flush()
     for name, value in values.items():
       if value is not None:
-        self._board.add_scalar(f"{kind}/{name}", value, step)
+        for writer in self._writers:
+          writer.add_scalar(f"{kind}/{name}", value, step)
 
   def say(self, text: str) -> None:
     """Prints a line for people, at once."""
@@ -93,10 +99,11 @@ class RunLog:
       print(text, flush=True)
 
   def close(self) -> None:
-    """Flushes both files."""
+    """Flushes the file and the writers."""
     if self.active:
       self._file.close()
-      self._board.close()
+      for writer in self._writers:
+        writer.close()
 
 
 class Interval:

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,13 +19,14 @@ import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 
-from rcnn_jax.experiment import Evaluation, Experiment, Sharding, override
+from rcnn_jax.experiment import Evaluation, Experiment, Sharding, flatten, override
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import moves, preemption, soundness
 from rcnn_jax.training.checkpoint import CheckpointError, CheckpointStore, DamagedError
 from rcnn_jax.training.log import Interval, RunLog, clock, progress_line, rows
 from rcnn_jax.training.optim import TrainingError, resolve
 from rcnn_jax.training.preemption import Stopped
+from rcnn_jax.training.profile import Trace
 from rcnn_jax.training.stages import CopyParameters, Fit, ResetParameters, Sgd, Stage, descent
 from rcnn_jax.training.step import TrainState, create_state, make_train_step, partition
 
@@ -78,6 +80,8 @@ def run(
   fit: CarryOut | None = None,
   mesh: Mesh | None = None,
   log_every: int = 20,
+  profile: tuple[int, int] | None = None,
+  services: tuple[str, ...] = (),
 ) -> TrainState:
   """Trains to the end of the last stage, from the last checkpoint in `workdir` where there is one.
 
@@ -93,6 +97,8 @@ def run(
     fit: carries out the stages that are no gradient descent.
     mesh: the devices; by default those that the experiment's own `mesh` names.
     log_every: steps between two rows of metrics.jsonl.
+    profile: the first and the last step of which a trace is written, for TensorBoard or xprof.
+    services: names of writers.SERVICES, which get the numbers too.
 
   Returns:
     The state after the last step.
@@ -112,8 +118,10 @@ def run(
     )
     stack.callback(store.close)
     resumed = _resumed(store, spans, variables, mesh, experiment.mesh.rules)
-    runlog = RunLog(workdir, resumed.step)
+    runlog = RunLog(workdir, resumed.step, services, flatten(experiment))
     stack.callback(runlog.close)
+    trace = Trace(profile, workdir, resumed.step, spans[-1].last)
+    stack.callback(trace.close)
     notices = stack.enter_context(preemption.noting())
     batches = loader(spans[-1].last)
     stack.callback(batches.close)
@@ -131,6 +139,7 @@ def run(
       fit,
       notices,
       log_every,
+      trace,
     )
     return trainer.run(resumed, rows(workdir))
 
@@ -204,6 +213,8 @@ class _Trainer:
   fit: CarryOut | None
   notices: list[str]  # the name of a signal that has told the training to stop
   log_every: int
+  trace: Trace
+  scores: list[float | None] = dataclasses.field(default_factory=list)  # of each evaluation so far
 
   @property
   def total(self) -> int:
@@ -218,6 +229,8 @@ class _Trainer:
   def run(self, resumed: _Resumed, past_rows: list[dict]) -> TrainState:
     """Trains to the end; `past_rows` say whether an evaluation due where it goes on was finished."""
     start, state, unlogged = resumed.step, resumed.state, resumed.unlogged
+    best = self.experiment.evaluation.keep_best
+    self.scores += [row.get(best) for row in past_rows if row["kind"] == "eval" and row["step"] <= start]
     for note in resumed.notes:
       self.log.say(note)
     if start:
@@ -226,7 +239,7 @@ class _Trainer:
       if not any(row["step"] == start and row["kind"] == "eval" for row in past_rows):
         self._evaluate_if_due(start, state)
     for span in self.spans:
-      if start < span.last:
+      if start < span.last and not self._out_of_patience():
         if start == span.first and start > 0:
           state = self._next_state(state.variables(), span.stage, start)
         if isinstance(span.stage, Sgd):
@@ -234,6 +247,8 @@ class _Trainer:
         else:
           state = self._fit(state, span)
         start, unlogged = span.last, []
+    if self._out_of_patience():
+      self.log.say(f"no better {best} in {self.experiment.evaluation.patience} evaluations: the training ends here")
     return state
 
   def _next_state(self, variables: dict, stage: Stage, step: int) -> TrainState:
@@ -258,6 +273,7 @@ class _Trainer:
     self._announce(state, span)
     watch = soundness.Watch(limit, int(state.skipped), self.log.say)
     for step in range(start + 1, span.last + 1):
+      self.trace.begin(step)
       batch = self._next_batch(interval, step)
       state, metrics = self._dispatch(train_step, state, batch, interval)
       interval.add(batch_size, metrics)
@@ -267,6 +283,8 @@ class _Trainer:
         watch.add(step, batch, metrics)
         if logging or saving:
           watch.flush()
+      if self.trace.end(step, metrics):
+        self.log.say(f"the trace of steps up to {step} is in {self.workdir}/tensorboard")
       if logging:
         values = interval.summary()
         self.log.write(step, "train", values)
@@ -279,7 +297,14 @@ class _Trainer:
           raise Stopped(self._stopped(step))
         self._evaluate_if_due(step, state)
         interval.exclude(time.perf_counter() - began)
+        if self._out_of_patience():
+          break
     return state
+
+  def _out_of_patience(self) -> bool:
+    """Whether the last evaluations have all brought no new best one."""
+    patience, scores = self.experiment.evaluation.patience, [-math.inf if s is None else s for s in self.scores]
+    return patience is not None and len(scores) > 0 and len(scores) - 1 - scores.index(max(scores)) >= patience
 
   @contextlib.contextmanager
   def _keeping(self, state: TrainState, span: Span) -> Iterator[None]:
@@ -361,6 +386,7 @@ class _Trainer:
     with self._interruptible(step):
       metrics = self.evaluate(meshes.copied(state.variables(), self.mesh), step)
     self.log.write(step, "eval", metrics)
+    self.scores.append(metrics.get(self.experiment.evaluation.keep_best))
     best = self.experiment.evaluation.keep_best
     score = "none" if metrics.get(best) is None else f"{metrics[best]:.4f}"
     self.log.say(f"evaluated step {step} in {clock(time.perf_counter() - began)}: {best} {score}")

@@ -23,7 +23,7 @@ from rcnn_jax.models import detector
 from rcnn_jax.models.proposers import External, ProposalError
 from rcnn_jax.models.rcnn_head import RcnnHead
 from rcnn_jax.ops import random
-from rcnn_jax.training import checkpoint, features, fit, log, loop, moves, preemption
+from rcnn_jax.training import checkpoint, features, fit, log, loop, moves, preemption, validation, writers
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import TrainingError
 from rcnn_jax.training.stages import CopyParameters, FitBoxRegression, ResetParameters, Sgd
@@ -37,6 +37,8 @@ def train(
   init_from: str | None = None,
   skip: str | None = None,
   log_every: int = 20,
+  profile: tuple[int, int] | None = None,
+  services: tuple[str, ...] = (),
 ) -> dict[str, float | None]:
   """Trains an experiment in a run directory, evaluates it and writes the report; goes on where one was stopped.
 
@@ -47,6 +49,8 @@ def train(
     init_from: another run whose parameters are taken: 'DIR', 'DIR@latest' or 'DIR@STEP'.
     skip: a regular expression of the parameters that `init_from` leaves alone.
     log_every: steps between two lines of progress.
+    profile: the first and the last step of which a trace is written into DIR/tensorboard.
+    services: which get the numbers beside TensorBoard: 'wandb', 'mlflow', 'trackio'.
 
   Returns:
     The metrics of the last evaluation, as in metrics.json.
@@ -55,14 +59,21 @@ def train(
     RuntimeError: (one of the project's own) for parts that do not fit, in one line, before anything is written.
     Stopped: after SIGTERM or SIGUSR1, with everything saved; called again, the training goes on.
   """
+  writers.check(services)
+  ranges.check(experiment)
+  options = {"log_every": log_every, "profile": profile, "services": services}
   with preemption.stopping():
-    return _train(experiment, str(workdir), mesh or meshes.make(experiment.mesh), init_from, skip, log_every)
+    return _train(experiment, str(workdir), mesh or meshes.make(experiment.mesh), init_from, skip, options)
 
 
 def _train(
-  experiment: Experiment, workdir: str, mesh: jax.sharding.Mesh, init_from: str | None, skip: str | None, log_every: int
+  experiment: Experiment,
+  workdir: str,
+  mesh: jax.sharding.Mesh,
+  init_from: str | None,
+  skip: str | None,
+  options: dict[str, Any],
 ) -> dict[str, float | None]:
-  ranges.check(experiment)
   meshes.check_batch_size(experiment.data.batch_size[0], mesh)
   source, eval_source = experiment.data.train.open(), experiment.data.eval.open()
   check_categories(source.categories, eval_source.categories)
@@ -70,7 +81,7 @@ def _train(
   proposals = checked_proposals(experiment, source, eval_source)
   epoch = loader.training_epoch(experiment.data, source)
   warn_of_few_detections(experiment.model, experiment.evaluation, eval_source)
-  loop.plan(experiment.stages, epoch.num_steps)
+  spans = loop.plan(experiment.stages, epoch.num_steps)
   loop.evaluation_interval(experiment.evaluation, epoch.num_steps)
   fingerprints = {
     "train": fingerprint(source, proposals[0]),
@@ -91,10 +102,10 @@ def _train(
     variables,
     epoch.num_steps,
     functools.partial(batches, experiment, source, epoch),
-    evaluate=evaluation(experiment, eval_source, workdir, model, meshes.flat(mesh)),
+    evaluate=evaluation(experiment, spans, eval_source, workdir, model, meshes.flat(mesh)),
     fit=fitting(experiment, source, workdir, model),
     mesh=mesh,
-    log_every=log_every,
+    **options,
   )
   if jax.process_index() == 0:
     report.write_report(workdir)
@@ -223,13 +234,28 @@ def fitting(experiment: Experiment, source: Any, workdir: str, model: nn.Module)
 
 
 def evaluation(
-  experiment: Experiment, source: Any, workdir: str, model: nn.Module, mesh: jax.sharding.Mesh
+  experiment: Experiment,
+  spans: tuple[loop.Span, ...],
+  source: Any,
+  workdir: str,
+  model: nn.Module,
+  mesh: jax.sharding.Mesh,
 ) -> loop.Evaluate:
-  """The function that evaluates some variables on the opened evaluation data, into DIR/eval/STEP."""
+  """The function that evaluates some variables on the opened evaluation data, into DIR/eval/STEP.
+
+  With `evaluation.losses` it also gives the losses there, of the stage of the step if that is gradient descent.
+  """
 
   def measure(variables: dict, step: int) -> dict[str, float | None]:
     outdir = os.path.join(workdir, "eval", str(step))
-    return evaluate(model, variables, experiment.data, source, outdir, experiment.evaluation, mesh)
+    metrics = evaluate(model, variables, experiment.data, source, outdir, experiment.evaluation, mesh)
+    stage = next(span.stage for span in spans if step <= span.last)
+    if not (experiment.evaluation.losses and isinstance(stage, Sgd)):
+      return metrics
+    size = -(-experiment.data.batch_size[1] // mesh.size) * mesh.size
+    processes = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    read = loader.eval_batches(experiment.data, source, batch_size=size, **processes)
+    return metrics | validation.losses(model, stage, variables, read, mesh, experiment.seed)
 
   return measure
 
