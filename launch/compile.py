@@ -15,6 +15,7 @@ import datetime
 import importlib.metadata
 import math
 import pathlib
+import signal
 import subprocess
 import sys
 
@@ -140,18 +141,22 @@ def make_table() -> None:
 
   Raises:
     BusyError: another process is at work on --workdir.
-    CompileError: an experiment or topology is unknown.
+    CompileError: a topology is unknown, or its compiler is missing.
+    ExperimentError: an experiment is unknown.
   """
   if not FLAGS.workdir:
     raise app.UsageError("--all needs --workdir")
   unknown = set(FLAGS.programs) - {"train", "detect"}
   if unknown:
     raise app.UsageError(f"--programs={','.join(FLAGS.programs)}: a program is train or detect")
-  for topology in FLAGS.topologies:
-    chips.chip_of(topology)
+  wanted = [chips.chip_of(topology)[1] for topology in FLAGS.topologies]
+  for chip in wanted:
+    chips.check_compiler(chip)
   from launch import apart
 
   folder, names = pathlib.Path(FLAGS.workdir), FLAGS.experiments or experiments.names()
+  for name in names:
+    experiments.load(name)
   asked = [(name, topology, what) for what in FLAGS.programs for topology in FLAGS.topologies for name in names]
   paths = {each: folder / file_name(*each) for each in asked}
   with apart.alone(folder) as lock:
@@ -161,7 +166,9 @@ def make_table() -> None:
       print(f"{number} of {len(asked)}: {' '.join(each)}", flush=True)
       options = options_of(*each)
       status, last = apart.run(lock, "compile", *options, f"--output={path}")
-      if status:
+      if status in (-signal.SIGKILL, -signal.SIGTERM):  # from outside, or for want of memory: asked again next time
+        print(f"{' '.join(each)}: ended by signal {-status}", file=sys.stderr)
+      elif status:
         write_json(path, failure(*each, status, last))
       write_text(folder / "table.txt", compile_report.table(map(past_report, paths.values())) + "\n")
   print(compile_report.table(map(past_report, paths.values())))

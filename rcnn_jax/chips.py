@@ -118,6 +118,15 @@ def chip_of(topology: str) -> tuple[str, Chip, str]:
   return kind, CHIPS[kind], shape
 
 
+def check_compiler(chip: Chip) -> None:
+  """Raises CompileError where a package of the chip's compiler is missing, with the extra that brings it."""
+  missing = [name for module, name in _needed(chip).items() if not _found(module)]
+  if missing:
+    extra = "cuda12-aot" if chip.target else "tpu"
+    what = f"the {'GPU' if chip.target else 'TPU'}'s compiler is missing"
+    raise CompileError(f"{what}; pip install 'rcnn-jax[{extra}]' brings it (missing: {', '.join(missing)})")
+
+
 def described_devices(topology: str) -> tuple[Chip, Mesh]:
   """(what is known of the chip, a mesh of devices that can be compiled for and hold no arrays).
 
@@ -127,11 +136,7 @@ def described_devices(topology: str) -> tuple[Chip, Mesh]:
     CompileError: the topology is unknown, or the packages with its compiler are missing or refuse it.
   """
   _, chip, shape = chip_of(topology)
-  missing = [name for module, name in _needed(chip).items() if not _found(module)]
-  if missing:
-    extra = "cuda12-aot" if chip.target else "tpu"
-    what = f"the {'GPU' if chip.target else 'TPU'}'s compiler is missing"
-    raise CompileError(f"{what}; pip install 'rcnn-jax[{extra}]' brings it (missing: {', '.join(missing)})")
+  check_compiler(chip)
   for name, value in ENVIRONMENT.items():
     os.environ.setdefault(name, value)
   jax.config.update("jax_platforms", "cpu")

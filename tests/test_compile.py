@@ -230,6 +230,7 @@ def launched(*options: str) -> subprocess.CompletedProcess:
 def test_flags_that_are_missing_or_wrong_end_in_one_line(tmp_path):
   ended = launched("--all", f"--workdir={tmp_path}", "--topologies=h100,v9z")
   assert ended.returncode == 1 and ended.stderr.splitlines()[-1].startswith("error: --topology=v9z is unknown; known")
+  assert not (tmp_path / "lock").exists()
 
 
 @pytest.mark.long
