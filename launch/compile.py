@@ -94,21 +94,15 @@ def reported(asked: programs.Asked, chip: Chip, mesh: Mesh) -> dict:
 
 
 def fitted(asked: programs.Asked, chip: Chip, mesh: Mesh) -> int:
-  """The largest batch that fits the devices; what is asked says the rest."""
-  peaks: dict[int, int] = {}
+  """The largest batch that fits the devices; what is asked says the rest. Prints what each batch needs."""
 
-  def fits(count: int) -> bool:
+  def peak(count: int) -> int | None:
     size = count * mesh.size
-    does, peaks[count] = programs.fits(dataclasses.replace(asked, batch_size=size), mesh, chip)
-    print(f"batch {size}: {f'peak {peaks[count] / 2**30:.2f} GiB' if peaks[count] else 'refused'}", flush=True)
-    return does
+    found = programs.peak_of(dataclasses.replace(asked, batch_size=size), mesh, chip)
+    print(f"batch {size}: {f'peak {compile_report.gib(found)}' if found else 'refused'}", flush=True)
+    return found
 
-  if not fits(1):
-    return 0
-  if not fits(2):
-    return mesh.size
-  grown = max(peaks[2] - peaks[1], 1)
-  return mesh.size * programs.largest(lambda count: count <= 2 or fits(count), 2 + (chip.memory - peaks[2]) // grown)
+  return mesh.size * programs.largest(peak, chip.memory)
 
 
 def versions() -> dict[str, str]:

@@ -160,32 +160,41 @@ def told(asked: Asked, mesh: Mesh, program: Any, chip: Chip) -> dict:
   }
 
 
-def fits(asked: Asked, mesh: Mesh, chip: Chip) -> tuple[bool, int]:
-  """(whether the program fits a device's memory, its peak in bytes; 0 where the compiler refuses it for that)."""
+def peak_of(asked: Asked, mesh: Mesh, chip: Chip) -> int | None:
+  """Bytes of a device at the peak; None where the compiler refuses the program for want of memory."""
   try:
-    peak = memory_of(compiled(lowered(asked, mesh), chip)[0])["peak"]
+    return memory_of(compiled(lowered(asked, mesh), chip)[0])["peak"]
   except CompileError as error:
     if "does not fit" not in str(error):
       raise
-    return False, 0
-  return peak <= chip.memory, peak
+    return None
 
 
-def largest(fits: Callable[[int], bool], guess: int) -> int:
-  """The largest count >= 0 that fits, where every smaller one fits too, by bisection about a guess >= 1.
+def largest(peak: Callable[[int], int | None], room: int) -> int:
+  """The largest count of images, 0 for none, of which the peak is within the room, where more images need more.
 
-  The guess is asked first, then counts ever further from it, then the middle between one that fits and one that does
-  not: few questions where the guess is good, and a logarithm of the answer where it is not.
+  Asked are 1, 2, and then the count that would fill the room if memory grew as from one count to the next; in turns
+  with the middle between the largest that fits and the smallest that does not.
   """
-  low, high, step = 0, math.inf, 1  # low fits, high does not
+  peaks: dict[int, int | None] = {}
+  low, high, middle = 0, math.inf, False
   while high - low > 1:
     if high == math.inf:
-      asked = guess if low == 0 else low + step
-    elif low == 0 and high - step > 1:
-      asked = high - step
+      asked = max(low + 1, _filling(peaks, room))
     else:
-      asked = (low + high) // 2
-    if low or high < math.inf:
-      step *= 2
-    low, high = (asked, high) if fits(asked) else (low, asked)
+      asked = (low + high) // 2 if middle else min(max(low + 1, _filling(peaks, room)), high - 1)
+      middle = not middle
+    peaks[asked] = peak(asked)
+    fits = peaks[asked] is not None and peaks[asked] <= room
+    low, high = (asked, high) if fits else (low, asked)
   return low
+
+
+def _filling(peaks: dict[int, int | None], room: int) -> int:
+  """The count that fills the room, by the straight line through the two peaks nearest to it; 0 without two."""
+  known = sorted((abs(peak - room), count, peak) for count, peak in peaks.items() if peak is not None)[:2]
+  if len(known) < 2:
+    return 0
+  (_, count, peak), (_, other, other_peak) = known
+  growth = (peak - other_peak) / (count - other)
+  return count + math.floor((room - peak) / growth) if growth > 0 else 0

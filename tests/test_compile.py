@@ -1,6 +1,7 @@
 """Compiling for machines that are not there: what is read from a program's text, and how the command ends."""
 
 import importlib.util
+import itertools
 import json
 import os
 import subprocess
@@ -144,13 +145,25 @@ def test_the_roofline_is_the_longer_of_its_two_times(flops, moved):
   assert programs.roofline(flops, 0.0, chip, "float32")["s"] == flops / chip.float32
 
 
-@given(st.integers(0, 300), st.integers(1, 300))
-def test_the_largest_batch_that_fits_is_found_from_any_guess(most, guess):
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=300), st.integers(0, 9000), st.booleans())
+def test_the_largest_batch_that_fits_is_found_however_memory_grows(growth, room, refused):
+  needs = [0, *itertools.accumulate(growth)]
   asked = []
-  assert programs.largest(lambda count: asked.append(count) or count <= most, guess) == most
-  assert len(asked) == len(set(asked)) and all(count > 0 for count in asked)
-  if guess in (most, most + 1):
-    assert len(asked) <= 2
+
+  def peak(count):
+    asked.append(count)
+    needed = needs[count] if count < len(needs) else 10_000 + count
+    return None if refused and needed > room else needed
+
+  fitting = max(count for count, needed in enumerate(needs) if needed <= room)
+  assert programs.largest(peak, room) == fitting
+  assert len(asked) == len(set(asked))
+
+
+def test_where_memory_grows_evenly_four_programs_are_asked_about():
+  asked = []
+  assert programs.largest(lambda count: asked.append(count) or 30 + 10 * count, room=845) == 81
+  assert asked == [1, 2, 81, 82]
 
 
 def test_what_the_compiler_refuses_is_told_in_one_line():
