@@ -5,8 +5,9 @@
 Each trial has its folder, e.g. DIR/nms_iou=0.3/seed=0, and a process of its own. Started again, the sweep runs only
 what is missing, has failed or was stopped; several of these commands on one shared folder take different trials.
 DIR/sweep.json holds the metrics of every trial, their mean and standard deviation over the seeds, and the differences
-from the first setting with 95 % intervals. Where the settings change only what detects (`trained_once`), what they
-share is trained in DIR/trained/seed=N: a finished run of the same experiment, linked there, is taken for it.
+from the first setting with 95 % intervals; DIR/compare/index.html is the page of launch.compare over them. Where the
+settings change only what detects (`trained_once`), what they share is trained in DIR/trained/seed=N: a finished run
+of the same experiment, linked there, is taken for it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from launch import ending, evaluate
 from launch import flags as launch_flags
 from rcnn_jax import ranges
 from rcnn_jax import sweep as sweeps
+from rcnn_jax.evaluation.compare.end import end
 from rcnn_jax.experiment import ExperimentError
 from rcnn_jax.sweep import Sweep
 from rcnn_jax.sweeping import attempt, follow, resources, skypilot, slots, slurm, trials
@@ -178,6 +180,8 @@ def conclude(sweep: Sweep, workdir: pathlib.Path, units: Units, failed: dict[str
   still = [name for name in elsewhere if trials.result_of(workdir / name, runs[name]) is None]
   if still:
     print(f"other workers are at {', '.join(still)}")
+  elif not failed and written["differences"]:
+    print(end(workdir / "compare", sweep=str(workdir)), flush=True)
   if failed:
     reasons = "; ".join(f"{name} ({reason})" for name, reason in failed.items())
     total = sum(map(len, units))

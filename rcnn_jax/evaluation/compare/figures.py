@@ -22,6 +22,7 @@ def differences_figure(compared: Compared, names: Sequence[str], title: str) -> 
   base = next(iter(compared.numbers))
   figure, axes = new_axes(title, f"over {lettering.writable(base)}, percentage points", "")
   variants = list(compared.differences)
+  names = [name for name in names if any(compared.differences[v][name].both.low is not None for v in variants)]
   figure.set_size_inches(6.4, max(2.2, 1.1 + 0.28 * len(names) * max(1, 0.6 * len(variants))))
   axes.axvline(0, color=QUIET, linewidth=1)
   for n, variant in enumerate(variants):

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.figure import Figure
+from PIL import Image
 
 from rcnn_jax.evaluation import page
 from rcnn_jax.evaluation.compare import bootstrap, circumstances, figures, pictures, tables, tide
@@ -159,9 +160,13 @@ def write(
 def _lead(inputs: Inputs, comparison: Comparison) -> str:
   objects = len(inputs.truth["annotations"])
   return (
-    f"{comparison.num_images:,} images, {objects:,} objects, {len(inputs.truth['categories'])} classes · "
+    f"{comparison.num_images:,} images, {objects:,} objects, {_number(len(inputs.truth['categories']), 'class')} · "
     f"{len(inputs.variants)} variants, the first one is the base · {comparison.resamples:,} draws of the images"
   )
+
+
+def _number(count: int, what: str) -> str:
+  return f"{count:,} {what}" + ("" if count == 1 else "es" if what.endswith("s") else "s")
 
 
 def _cards(comparison: Comparison) -> list[tuple[str, str]]:
@@ -274,7 +279,7 @@ def _cost(compared: Compared, costs: Mapping[str, Cost], plots: dict[str, bytes]
       found = tables.cell(compared, variant, "AP")
       if value and found["low"] is not None:
         points.append((variant, value / scale, found["mean"], found["low"], found["high"]))
-    if len(points) > 1:
+    if len({cost for _, cost, *_ in points}) > 1:
       figure = figures.pareto_figure(points, f"AP against {label}", label)
       drawn.append(_saved(plots, f"cost_{field}", figure))
   notes = _list([cost.circumstances for cost in costs.values() if cost.circumstances][:1])
@@ -292,8 +297,9 @@ def _training(inputs: Inputs, compared: Compared, plots: dict[str, bytes]) -> li
 
 
 def _saved(plots: dict[str, bytes], name: str, figure: Figure) -> str:
-  buffer = io.BytesIO()
-  figure.savefig(buffer, format="png", dpi=110)
+  drawn, buffer = io.BytesIO(), io.BytesIO()
+  figure.savefig(drawn, format="png", dpi=110)
+  Image.open(drawn).convert("RGB").quantize(128).save(buffer, format="png", optimize=True)  # a third of the bytes
   plots[name] = buffer.getvalue()
   return page.image(plots[name], name.replace("_", " "))
 
