@@ -80,7 +80,7 @@ def test_checkpoints_of_a_run_and_the_rungs_of_a_ladder_are_variants_of_their_ow
   times = {"seconds": 0.5, "proposal_seconds": 0.1, "detection_seconds": [0.4, 0.3, 0.6]}
   rung = {"name": "one", "label": "First", "step": 10, "parameters": 7, "training_seconds": 60.0, **times}
   where = {"device": "1 x cpu", "cores": 2, "date": "2026-11-27"}
-  ladder = {"rungs": [rung, rung | {"label": "Second", "step": 20}], "timing": {"environment": where}}
+  ladder = {"rungs": [rung, rung | {"label": "Second", "step": 20, "seconds": 1.0}], "timing": {"environment": where}}
   write_json(tmp_path / "ladder.json", ladder)
   known = costs.of_ladder(tmp_path)
   assert (known["First"].seconds, known["Second"].spread) == (0.5, pytest.approx((0.4, 0.7)))
