@@ -106,11 +106,15 @@ class Command:
     return status
 
   def _left(self) -> list[str]:
+    return [str(place) for place in self.places()]
+
+  def places(self) -> list[pathlib.Path]:
+    """/proc/NUMBER of each of its processes."""
     found = []
     for place in pathlib.Path("/proc").glob("[0-9]*"):
       try:
         if f"KILLED_IN={self.mark}\0".encode() in (place / "environ").read_bytes():
-          found.append((place / "cmdline").read_text())
+          found.append(place)
       except OSError:
         continue
     return found
