@@ -84,7 +84,7 @@ def test_ctrl_c_ends_a_command_that_python_cannot_interrupt(file):
   assert computing.stdout.readline() == "computing\n"
   computing.send_signal(signal.SIGINT)
   began = time.monotonic()
-  assert computing.wait(timeout=60) == 130 and time.monotonic() - began < ending.PATIENCE_S + 2
+  assert computing.wait(timeout=60) == 130 and time.monotonic() - began < ending.PATIENCE_S + 10
 
 
 def test_a_thread_that_fails_is_told_in_a_line_and_any_name_can_be_printed(file):
