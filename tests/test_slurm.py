@@ -168,7 +168,7 @@ def test_a_sweep_in_which_one_trial_is_killed_one_preempted_and_one_fails(cluste
   subprocess.run(["scontrol", "requeue", job], env=cluster, check=True)  # as a preempting job does
   said, errors = sweep.communicate(timeout=1800)
   assert sweep.returncode == 1, errors
-  assert errors.count("\n") == 1 and f"1 of 6 failed: {FAILING} (error: " in errors, errors
+  assert errors.count("\n") == 1 and f"1 of 6 failed: {FAILING} ({failing}/checkpoints" in errors, errors
   assert "submitted as job" in said and "6 trials: " in said and "5 finished" in said, said
   for folder in (killed, preempted):
     assert statuses.read(folder).attempts == 2

@@ -74,8 +74,8 @@ def test_one_failure_stops_nothing_and_only_what_is_not_finished_runs_again(tmp_
   failing = Scripts(tmp_path, {NAMES[1]: "print('x'); raise SystemExit('error: no space left')"})
   pool, said = run(tmp_path, failing)
   assert failing.started == NAMES
-  assert pool.failed == {NAMES[1]: "error: no space left"}
-  assert f"{NAMES[1]}: failed: error: no space left" in said and f"{NAMES[3]}: finished" in said
+  assert pool.failed == {NAMES[1]: "no space left"}
+  assert f"{NAMES[1]}: failed: no space left" in said and f"{NAMES[3]}: finished" in said
   again = Scripts(tmp_path)
   pool, _ = run(tmp_path, again)
   assert again.started == [NAMES[1]] and not pool.failed
@@ -89,7 +89,7 @@ def test_a_trial_that_is_killed_goes_on_and_one_that_is_killed_each_time_fails(t
   kill = "os.kill(os.getpid(), 9)"
   once = f"os.path.exists('once') or (open('once', 'w').close(), {kill}); raise SystemExit('error: the second time')"
   pool, said = run(tmp_path, Scripts(tmp_path, {NAMES[0]: once, NAMES[1]: kill}))
-  assert pool.failed == {NAMES[0]: "error: the second time", NAMES[1]: "killed by SIGKILL"}
+  assert pool.failed == {NAMES[0]: "the second time", NAMES[1]: "killed by SIGKILL"}
   assert said.count(f"{NAMES[1]}: killed by SIGKILL; it goes on from its last checkpoint") == 2
 
 
@@ -123,7 +123,7 @@ def test_settings_that_share_a_training_follow_it_or_fail_with_it(tmp_path):
   pool, _ = run(tmp_path, start, 1, shared)
   assert start.started == ["trained/seed=1", "dropout=0.25/seed=1", "dropout=0.5/seed=1", "trained/seed=2"]
   assert pool.failed == {
-    "trained/seed=2": "error: no data",
+    "trained/seed=2": "no data",
     "dropout=0.25/seed=2": "trained/seed=2 failed",
     "dropout=0.5/seed=2": "trained/seed=2 failed",
   }

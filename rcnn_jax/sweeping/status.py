@@ -96,7 +96,7 @@ def settle(folder: pathlib.Path, pid: int, exit_status: int, last_line: str) -> 
   elif exit_status < 0:
     state, reason = "failed", f"killed by {signal.Signals(-exit_status).name}"
   else:
-    state, reason = "failed", last_line
+    state, reason = "failed", last_line.removeprefix("error: ")
   status = dataclasses.replace(status, state=state, reason=reason, pid=pid)
   write(folder, status)
   return status
