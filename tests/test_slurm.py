@@ -181,6 +181,16 @@ def test_a_sweep_in_which_one_trial_is_killed_one_preempted_and_one_fails(cluste
   assert re.search(r"submitted as job \d+: 1 of 6", again.stdout) and "6 trials: 6 finished" in again.stdout
 
 
+@pytest.mark.long
+def test_slurm_takes_the_recipe_of_several_nodes(cluster):
+  recipe = ROOT / "launch" / "recipes" / "train.sbatch"
+  asked = ["sbatch", "--test-only", "--nodes=1", recipe, "demo", "runs/demo"]
+  ended = subprocess.run(asked, env=cluster, capture_output=True, text=True, timeout=60)
+  assert ended.returncode == 0 and "to start at" in ended.stderr, ended.stderr
+  ended = subprocess.run(["sbatch", "--test-only", "--nodes=9", recipe], env=cluster, capture_output=True, text=True)
+  assert ended.returncode != 0  # this cluster has one node
+
+
 FAILING = "roi_op=max_pool/seed=2"
 
 
