@@ -14,15 +14,17 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 
 from rcnn_jax import aot
+from rcnn_jax import experiment as experiments
 from rcnn_jax.chips import LONGEST, Chip, CompileError, compiler_options
 from rcnn_jax.experiment import Experiment
 from rcnn_jax.models.detector import init_variables
 from rcnn_jax.synthetic import largest_canvas, sized_model, synthetic_batch
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import step as steps
+from rcnn_jax.training.optim import TrainingError
 
 NUM_BUFFERS = 10
 
@@ -44,8 +46,15 @@ class Asked:
 
 
 def lowered(asked: Asked, mesh: Mesh) -> Any:
-  """The program before it is compiled; raises TrainingError where the devices do not divide the batch."""
+  """The program before it is compiled; raises TrainingError where the devices do not divide the batch.
+
+  A train step has the axes and the rules of the experiment's own mesh, over the devices of `mesh`.
+  """
   meshes.check_batch_size(asked.batch_size, mesh)
+  if mesh.size % asked.experiment.mesh.model:
+    raise TrainingError(f"mesh.model={asked.experiment.mesh.model} does not divide the {mesh.size} device(s)")
+  if asked.what == "train":
+    mesh = Mesh(mesh.devices.reshape(-1, asked.experiment.mesh.model), ("data", "model"))
   model = sized_model(asked.experiment, asked.num_classes)
   variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), asked.canvas))
   copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)
@@ -56,22 +65,30 @@ def lowered(asked: Asked, mesh: Mesh) -> Any:
   if asked.what == "train":
     stage = asked.experiment.stages[0]
     state = jax.eval_shape(lambda variables: steps.first_state(variables, stage), variables)
-    step = steps.make_train_step(model, stage, mesh, seed=0, num_steps=10_000)
-    return step.lower(shapes(state, copies), batch)
-  detect = jax.jit(
-    lambda variables, batch: model.apply(variables, batch, method="detect"), in_shardings=(copies, divided)
+    rules = asked.experiment.mesh.rules
+    step = steps.make_train_step(model, stage, mesh, seed=0, num_steps=10_000, rules=rules)
+    return step.lower(jax.tree.map(shape, state, meshes.layout(state, mesh, rules)), batch)
+  # As evaluation does: each device detects in its own images (evaluation/detect.py).
+  own = meshes.rows(mesh)
+  detect = jax.shard_map(
+    lambda variables, batch: model.apply(variables, batch, method="detect"),
+    mesh=mesh,
+    in_specs=(PartitionSpec(), own),
+    out_specs=own,
+    check_vma=False,
   )
-  return detect.lower(shapes(variables, copies), batch.replace(truth=None))
+  return jax.jit(detect, in_shardings=(copies, divided)).lower(shapes(variables, copies), batch.replace(truth=None))
 
 
 def shapes(tree: Any, sharding: jax.sharding.Sharding, rows: int | None = None) -> Any:
   """Shapes and dtypes of arrays in place of the arrays, with `rows` as the leading axis where that is given."""
+  return jax.tree.map(lambda x: shape(x, sharding, rows), tree)
 
-  def described(x):
-    shape = x.shape if rows is None else (rows, *x.shape[1:])
-    return jax.ShapeDtypeStruct(shape, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding)
 
-  return jax.tree.map(described, tree)
+def shape(x: Any, sharding: jax.sharding.Sharding, rows: int | None = None) -> jax.ShapeDtypeStruct:
+  """Of one array."""
+  sides = x.shape if rows is None else (rows, *x.shape[1:])
+  return jax.ShapeDtypeStruct(sides, jax.dtypes.canonicalize_dtype(x.dtype), sharding=sharding)
 
 
 def fingerprint(program: Any) -> str:
@@ -118,6 +135,7 @@ def work_of(asked: Asked, mesh: Mesh, program: Any, done: Any, chip: Chip) -> di
   # yet calls of a library, for one device's images on one device; bytes those of the compiled program.
   if mesh.size > 1:
     share = dataclasses.replace(asked, batch_size=asked.batch_size // mesh.size)
+    share = dataclasses.replace(share, experiment=dataclasses.replace(asked.experiment, mesh=experiments.Mesh()))
     program = lowered(share, Mesh(mesh.devices[:1], mesh.axis_names))
   flops = _counted(program.compiler_ir("hlo").as_hlo_module())["flops"]
   (module,) = done.runtime_executable().hlo_modules()

@@ -1,5 +1,6 @@
 """Compiling for machines that are not there: what is read from a program's text, and how the command ends."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -7,13 +8,18 @@ import os
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
+import small_detector
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import Mesh
 
 from launch import compile as compiling
 from rcnn_jax import aot, chips, compile_report, experiment, programs
 from rcnn_jax.synthetic import largest_canvas
+from rcnn_jax.training.optim import TrainingError
 
 TEXT = """HloModule jit_f, is_scheduled=true
 
@@ -215,6 +221,28 @@ def test_the_table_has_a_row_for_each_program_and_says_which_could_not_be_compil
   rows = [line.split() for line in compile_report.table([REPORT, {}, refused]).splitlines()]
   assert rows[2] == ["mask", "train", "h100", "2", "800x1344", "1.50", "yes", "7", "2.5", "12.0", "memory", "61"]
   assert rows[3][:7] == ["large", "train", "h100", "2", "800x1344", "-", "no"] and len(rows) == 4
+
+
+def small_program(**changes) -> tuple[programs.Asked, Mesh]:
+  """(the train step of a small detector, two devices)."""
+  demo = experiment.load("demo")
+  data = dataclasses.replace(demo.data, canvases=(small_detector.CANVAS,))
+  changed = dataclasses.replace(demo, model=small_detector.small_detector(), data=data, **changes)
+  return programs.Asked(changed, "train", batch_size=2, num_objects=5), Mesh(np.array(jax.devices()[:2]), ("data",))
+
+
+def test_a_mesh_that_the_devices_do_not_make_ends_in_one_line():
+  with pytest.raises(TrainingError, match=r"mesh.model=3 does not divide the 2 device"):
+    programs.lowered(*small_program(mesh=experiment.Mesh(model=3)))
+
+
+@pytest.mark.long
+def test_equal_programs_have_equal_fingerprints_and_the_mesh_is_the_experiments():
+  first, second = (programs.lowered(*small_program()) for _ in range(2))
+  assert programs.fingerprint(first) == programs.fingerprint(second)
+  assert "2x48x64x3xui8" in first.as_text()
+  divided = programs.lowered(*small_program(mesh=experiment.Mesh(rules=experiment.FULLY_SHARDED)))
+  assert programs.fingerprint(divided) != programs.fingerprint(first)
 
 
 def test_programs_are_compiled_for_the_largest_canvas():
