@@ -13,6 +13,7 @@ from rcnn_jax.evaluation import coco
 from rcnn_jax.evaluation.compare import bootstrap, comparison, costs, files, inputs, page
 from rcnn_jax.evaluation.compare.end import end
 from rcnn_jax.evaluation.compare.files import ComparisonError
+from rcnn_jax.evaluation.compare.matching import detection_areas
 from rcnn_jax.experiment import Experiment, to_json
 from rcnn_jax.files import FileError, write_json
 
@@ -188,6 +189,21 @@ def test_a_class_that_a_variant_never_finds_is_named(tmp_path):
     f"b={run_directory(tmp_path / 'b', SHAPES, entries)}",
   ]
   assert f'b finds no object of the class "{absent["name"]}"' in inputs.read(runs).warnings
+
+
+def test_masks_of_other_libraries_may_be_polygons_or_uncompressed(tmp_path):
+  path, _ = bare(tmp_path)
+  truth = files.read_truth(pathlib.Path(path))
+  image = truth["images"][0]
+  entry = {"image_id": image["id"], "category_id": truth["categories"][0]["id"], "bbox": [0, 0, 2, 2], "score": 1}
+  left = {"size": [image["height"], image["width"]], "counts": [0, 2, image["height"] * image["width"] - 2]}
+  for mask, area in (([[0, 0, 2, 0, 2, 2, 0, 2]], 4), (left, 2)):
+    write_json(tmp_path / "x.json", [{**entry, "segmentation": mask}])
+    found = files.read_detections(tmp_path / "x.json", truth, {})
+    assert found.kinds == ("bbox", "segm") and detection_areas(found, "segm").tolist() == [area]
+  (tmp_path / "x.json").write_text(json.dumps([{**entry, "segmentation": {"size": [2, 2], "counts": 5}}]))
+  with pytest.raises(FileError, match="entry 0 is no detection"):
+    files.read_detections(tmp_path / "x.json", truth, {})
 
 
 def test_nothing_to_compare_is_said(tmp_path):

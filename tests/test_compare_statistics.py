@@ -198,7 +198,7 @@ def test_where_images_alone_hide_a_difference_no_number_of_seeds_shows_it():
 
 
 @pytest.mark.long
-def test_a_thousand_draws_of_five_thousand_images_take_less_than_a_minute():
+def test_a_thousand_draws_of_five_thousand_images_take_less_than_a_minute_of_two_cores():
   truth, found = large_set(5000, per_image=60)
   matches = match(truth, Results.of(found))
   counts = bootstrap.draws(5000, 1000)
@@ -207,4 +207,4 @@ def test_a_thousand_draws_of_five_thousand_images_take_less_than_a_minute():
     average_precision(matches, counts)
   seconds, spent = time.perf_counter() - start, time.process_time() - spent
   print(f"{seconds:.1f} s by the clock, {spent:.1f} s of one core")
-  assert spent < 60  # of all cores together, so that what else runs on the machine does not count
+  assert spent < 60 * 2  # a minute of two cores, so that what else runs on the machine does not count

@@ -91,6 +91,8 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> dict:
   elif isinstance(segmentation["counts"], list):
     segmentation = rle.frPyObjects(segmentation, *size)
   counts = segmentation["counts"]
+  if not isinstance(counts, (str, bytes)):
+    raise TypeError(f"run lengths are no text: {counts!r}")
   return {"size": list(segmentation["size"]), "counts": counts.decode() if isinstance(counts, bytes) else counts}
 
 
@@ -108,7 +110,7 @@ def read_detections(path: pathlib.Path, truth: dict, ids: Mapping[Any, int]) -> 
   entries = read_json(path)
   if not isinstance(entries, list):
     raise FileError(f"{path}: no COCO results file: it is not a list of detections")
-  images = {one["id"] for one in truth["images"]}
+  images = {one["id"]: (one["height"], one["width"]) for one in truth["images"]}
   by_name = {one["file_name"]: one["id"] for one in truth["images"]}
   categories = {one["id"] for one in truth["categories"]}
   kinds = [
@@ -127,6 +129,10 @@ def read_detections(path: pathlib.Path, truth: dict, ids: Mapping[Any, int]) -> 
           f"{path}: entry {number} is of category {entry['category_id']!r}, which the truth does not have"
         )
       entry["image_id"] = image
+      if "segm" in kinds:
+        entry["segmentation"] = run_lengths(entry["segmentation"], images[image])
+      if "keypoints" in kinds and len(entry["keypoints"]) != len(entries[0]["keypoints"]) // 3 * 3:
+        raise FileError(f"{path}: entry {number} has {len(entry['keypoints'])} numbers for its joints")
       if "bbox" not in entry:  # a mask alone
         entry["bbox"] = rle.toBbox(entry["segmentation"]).tolist()
       x, y, width, height = entry["bbox"]

@@ -120,7 +120,7 @@ def _named_runs(asked: str, checkpoint: str) -> list[tuple[str, Detector]]:
     folder = pathlib.Path(path).expanduser()
     return [(name or f"{folder.resolve().name}@{checkpoint}", _run(folder, checkpoint))]
   if (folder / "ladder.json").is_file():
-    rungs = read_json(folder / "ladder.json")["rungs"]
+    rungs = _part(folder / "ladder.json", "rungs")
     return [(rung["label"], _run(folder / rung["name"], str(rung["step"]))) for rung in rungs]
   return [(name, _run(folder, checkpoint))]
 
@@ -173,8 +173,8 @@ def _sweep(workdir: pathlib.Path, checkpoint: str) -> list[Variant]:
   if not (workdir / "sweep.json").is_file():
     raise ComparisonError(f"{workdir} holds no finished sweep: it has no sweep.json")
   settings: dict[str, list[Detector]] = {}
-  for name in read_json(workdir / "sweep.json")["trials"]:
-    experiment = from_json(read_json(workdir / name / "trial.json")["experiment"])
+  for name in _part(workdir / "sweep.json", "trials"):
+    experiment = from_json(_part(workdir / name / "trial.json", "experiment"))
     settings.setdefault(name.rpartition("seed=")[0].rstrip("/") or "base", []).append(
       _run(workdir / name, checkpoint, experiment)
     )
@@ -183,6 +183,14 @@ def _sweep(workdir: pathlib.Path, checkpoint: str) -> list[Variant]:
   return [
     Variant(name, tuple(group), shared and all(s == seeds[0] for s in seeds)) for name, group in settings.items()
   ]
+
+
+def _part(path: pathlib.Path, name: str) -> Any:
+  """One value of a JSON file that a ladder or a sweep wrote."""
+  form = read_json(path)
+  if not isinstance(form, dict) or name not in form:
+    raise ComparisonError(f"{path}: there is no {name!r} in it; was it written by something else?")
+  return form[name]
 
 
 def _distinct(variants: Sequence[Variant]) -> list[Variant]:

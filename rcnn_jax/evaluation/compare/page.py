@@ -181,7 +181,7 @@ def _cards(comparison: Comparison) -> list[tuple[str, str]]:
       said = tables.verdict("AP", found["AP"], p)
       interval = tables.shown_interval(one.low, one.high)
       title = f"{variant}: AP of {TITLES[compared.kind]} over the base, {interval}, {tables.told_p(p)}: {said}"
-      cards.append((f"{100 * one.value:+.1f}", title))
+      cards.append((tables.points(one.value), title))
   return cards
 
 

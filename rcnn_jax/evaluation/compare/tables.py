@@ -37,12 +37,18 @@ def shown_value(compared: Compared, variant: str, name: str) -> str:
 
 def shown_interval(low: float | None, high: float | None, sign: str = "+") -> str:
   """In percent."""
-  return "" if low is None else f"[{100 * low:{sign}.1f}, {100 * high:{sign}.1f}]"
+  return "" if low is None else f"[{points(low, sign)}, {points(high, sign)}]"
+
+
+def points(value: float, sign: str = "+") -> str:
+  """A fraction as percentage points; no zero has a sign."""
+  text = f"{100 * value:{sign}.1f}"
+  return "0.0" if float(text) == 0 else text
 
 
 def shown_difference(one: Estimate) -> str:
   """In percent, with its interval."""
-  return "–" if math.isnan(one.value) else f"{100 * one.value:+.1f} {shown_interval(one.low, one.high)}".strip()
+  return "–" if math.isnan(one.value) else f"{points(one.value)} {shown_interval(one.low, one.high)}".strip()
 
 
 def shown_p(p: float | None) -> str:
