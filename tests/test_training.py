@@ -67,6 +67,25 @@ def test_frozen_parameters_stay_and_hold_no_momentum(optimizer):
   assert before["params"]["backbone"]["kernel"].shape not in held
 
 
+def test_trainings_that_differ_in_seed_rate_and_decay_are_one_program_and_each_is_its_own():
+  model, batch = tiny.model_of(tiny.experiment()), tiny.batch_of(range(8))
+  lowered = []
+  for seed, peak, decay in ((0, 0.5, 0.01), (7, 0.25, 0.1)):
+    stage = Sgd(steps=4, schedule=Constant(peak), weight_decay=decay)
+    alone, shared = (
+      make_train_step(model, stage, ONE, seed=seed, num_steps=4, shared=shared) for shared in (False, True)
+    )
+    found = []
+    for train_step in (alone, shared):
+      state = create_state(tiny.variables_of(tiny.experiment()), stage, ONE)
+      for _ in range(2):
+        state, metrics = train_step(state, meshes.shard_batch(batch, ONE))
+      found.append(jax.device_get((state, metrics)))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-7), *found)
+    lowered.append(shared.program.lower(state, batch, shared.inputs).as_text())
+  assert lowered[0] == lowered[1]
+
+
 def test_no_gradient_is_computed_for_frozen_parameters():
   """The gradient of the backbone's kernel is a matrix product that the frozen program does not have."""
   exp, products = tiny.experiment(), []

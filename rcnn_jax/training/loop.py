@@ -268,6 +268,7 @@ class _Trainer:
       first_step=span.first,
       max_skipped=limit,
       rules=self.experiment.mesh.rules,
+      shared=True,
     )
     batch_size = self.experiment.data.batch_size[0]
     self._announce(state, span)

@@ -117,7 +117,8 @@ class AdamW:
 
 def _add_decayed(decays: dict[str, float]) -> optax.GradientTransformation:
   def update(updates, params):
-    return {path: u + decays[path] * params[path] if decays[path] else u for path, u in updates.items()}
+    none = {path for path, decay in decays.items() if isinstance(decay, float) and not decay}
+    return {path: u if path in none else u + decays[path] * params[path] for path, u in updates.items()}
 
   return optax.stateless(update)
 

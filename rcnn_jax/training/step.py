@@ -1,10 +1,11 @@
 """One training step as one jitted program: losses, gradients of the trainable parameters, update, moving average.
 
-This file imports nothing but jax, flax and optax, so that it runs on a machine that has only those.
+This file imports nothing but jax, flax, optax and numpy, so that it runs on a machine that has only those.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax.sharding import Mesh, PartitionSpec
@@ -25,6 +27,7 @@ from rcnn_jax.training import optim
 from rcnn_jax.training.stages import Sgd
 
 Array = Any
+Inputs = dict[str, Array]  # key u32[2], peak f32[], weight_decay f32[]
 Metrics = dict[str, Array]  # f32[] each: loss, loss/<term>, grad_norm, lr, skipped (0 or 1)
 
 
@@ -85,7 +88,8 @@ def partition(params: dict, rules: dict[str, optim.Rule]) -> tuple[dict[str, Arr
 def transform(stage: Sgd, params: dict) -> optax.GradientTransformation:
   """The stage's optimiser on flat trainable parameters, without the learning rate."""
   rules = optim.resolve(stage.rules, params)
-  return stage.optimizer.transform({path: stage.weight_decay * rule.weight_decay for path, rule in rules.items()})
+  decay = lambda rule: stage.weight_decay * rule.weight_decay if rule.weight_decay else 0.0
+  return stage.optimizer.transform({path: decay(rule) for path, rule in rules.items()})
 
 
 def make_train_step(
@@ -98,6 +102,7 @@ def make_train_step(
   first_step: int = 0,
   max_skipped: int | None = None,
   rules: tuple[Sharding, ...] = (),
+  shared: bool = False,
 ) -> Callable[[TrainState, Any], tuple[TrainState, Metrics]]:
   """The step of a stage, jitted once for each canvas; the state that goes in is donated.
 
@@ -113,8 +118,10 @@ def make_train_step(
     first_step: the number of the stage's first step.
     max_skipped: after so many skipped steps in a row, all are skipped, so that the last one can be repeated.
     rules: how parameters are laid out; by default each device has a copy.
+    shared: the seed, the learning rate's peak and the weight decay are inputs of the program and no constants, so that
+      trainings which differ in them alone are compiled once.
   """
-  model = override(model, dict(stage.model))
+  model, fixed = override(model, dict(stage.model)), stage
 
   # Each device computes what belongs to its images, and no box waits for another device's.
   gradients_of = jax.shard_map(
@@ -125,8 +132,9 @@ def make_train_step(
     check_vma=False,
   )
 
-  def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-    key = jax.random.fold_in(random.named(jax.random.key(seed), "train"), state.step)
+  def shared_step(state: TrainState, batch: Any, inputs: Inputs) -> tuple[TrainState, Metrics]:
+    key = jax.random.fold_in(jax.random.wrap_key_data(inputs["key"]), state.step)
+    stage = _with_inputs(fixed, inputs)
     gradients, batch_stats, metrics = gradients_of(state.params, state.batch_stats, batch, key)
     lr = optim.learning_rate(stage.schedule, state.step - first_step, num_steps)
     norm = optim.global_norm(gradients)
@@ -144,10 +152,50 @@ def make_train_step(
     state = kept.replace(step=state.step + 1, skipped=skipped)
     return (jax.lax.with_sharding_constraint(state, meshes.layout(state, mesh, rules)) if rules else state), metrics
 
+  # With rules, the arrays that go in know where they are.
   copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)
-  if rules:  # the arrays that go in know where they are
-    return jax.jit(train_step, donate_argnums=0)
-  return jax.jit(train_step, donate_argnums=0, in_shardings=(copies, divided), out_shardings=copies)
+  inputs = _inputs(stage, seed)
+  if shared:
+    layouts = {} if rules else {"in_shardings": (copies, divided, copies), "out_shardings": copies}
+    return _Shared(jax.jit(shared_step, donate_argnums=0, **layouts), inputs)
+
+  def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    return shared_step(state, batch, inputs)
+
+  layouts = {} if rules else {"in_shardings": (copies, divided), "out_shardings": copies}
+  return jax.jit(train_step, donate_argnums=0, **layouts)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+  """A program with the inputs of one training."""
+
+  program: Any  # jitted
+  inputs: Inputs
+
+  def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    return self.program(state, batch, self.inputs)
+
+  def _cache_size(self) -> int:
+    return self.program._cache_size()
+
+
+def _inputs(stage: Sgd, seed: int) -> Inputs:
+  """What tells trials of one program from each other."""
+  key = random.named(jax.random.key(seed), "train")
+  return {
+    "key": np.asarray(jax.random.key_data(key)),
+    "peak": np.float32(stage.schedule.peak),
+    "weight_decay": np.float32(stage.weight_decay),
+  }
+
+
+def _with_inputs(stage: Sgd, inputs: Inputs) -> Sgd:
+  """The stage with these values; a weight decay of zero stays a constant, for which nothing is computed."""
+  decay = inputs["weight_decay"] if stage.weight_decay else 0.0
+  return dataclasses.replace(
+    stage, schedule=dataclasses.replace(stage.schedule, peak=inputs["peak"]), weight_decay=decay
+  )
 
 
 def loss_and_gradients(
