@@ -210,6 +210,14 @@ def test_a_folder_belongs_to_one_sweep_which_may_grow(tmp_path):
     trials.enter(longer, tmp_path)
 
 
+def test_the_folder_of_an_older_version_is_the_same_if_its_values_are(tmp_path):
+  trials.enter(SWEEP, tmp_path)
+  form = json.loads((tmp_path / "plan.json").read_text())
+  del form["runs"][NAMES[0]]["max_skipped_steps"]  # a field that was not there yet has its default
+  (tmp_path / "plan.json").write_text(json.dumps(form))
+  trials.enter(SWEEP, tmp_path)
+
+
 def test_a_trial_of_another_experiment_is_not_taken_for_finished(tmp_path):
   for name in NAMES:
     finish(tmp_path, name)

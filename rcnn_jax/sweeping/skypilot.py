@@ -20,6 +20,7 @@ from rcnn_jax.sweeping.resources import Resources
 from rcnn_jax.sweeping.trials import SweepError, Units
 
 BUCKET = "/sweep"
+CHECK_S = 300
 
 
 def tasks(units: Units, options: list[str], sweep: str, resources: Resources) -> dict[str, str]:
@@ -105,7 +106,11 @@ def launch(paths: list[pathlib.Path]) -> None:
   written = f"the task files are written: {paths[0].parent}"
   if shutil.which("sky") is None:
     raise SweepError(f"--executor=skypilot: there is no `sky` here: pip install 'skypilot[gcp]'; {written}")
-  checked = subprocess.run(["sky", "check"], capture_output=True, text=True, check=False)
+  print("sky check: which clouds have credentials here", flush=True)
+  try:
+    checked = subprocess.run(["sky", "check"], capture_output=True, text=True, check=False, timeout=CHECK_S)
+  except subprocess.TimeoutExpired as error:
+    raise SweepError(f"--executor=skypilot: `sky check` gives no answer in {CHECK_S} s; {written}") from error
   if checked.returncode or re.search(r"No (cloud|infra) (access|is enabled)", checked.stdout + checked.stderr):
     raise SweepError(f"--executor=skypilot: no cloud has credentials here, see `sky check`; {written}")
   for path in paths:

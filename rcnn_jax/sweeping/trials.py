@@ -36,22 +36,27 @@ def enter(sweep: Sweep, workdir: pathlib.Path) -> None:
     SweepError: the folder is that of another sweep: of other axes, or with other values under the same names.
   """
   path = workdir / "plan.json"
-  plan = {"axes": sorted(sweep.axes), "runs": {name: to_json(run) for name, run in sweep.runs().items()}}
+  runs = sweep.runs()
+  plan = {"axes": sorted(sweep.axes), "runs": {name: to_json(run) for name, run in runs.items()}}
   with locked(workdir):
     if path.exists():
       known = read_json(path)
-      _compare(workdir, known, plan)
+      _compare(workdir, known, plan["axes"], runs)
       plan["runs"] = known["runs"] | plan["runs"]
     write_json(path, plan, allow_nan=True)
 
 
-def _compare(workdir: pathlib.Path, known: dict[str, Any], plan: dict[str, Any]) -> None:
+def _compare(workdir: pathlib.Path, known: dict[str, Any], axes: list[str], runs: dict[str, Experiment]) -> None:
   another = f"{workdir} is the folder of another sweep: "
-  if known["axes"] != plan["axes"]:
-    there, here = (", ".join(each["axes"]) or "no axis" for each in (known, plan))
+  if known["axes"] != axes:
+    there, here = (", ".join(each) or "no axis" for each in (known["axes"], axes))
     raise SweepError(f"{another}of {there}, and this one is of {here}; choose another --workdir")
-  for name in known["runs"].keys() & plan["runs"].keys():
-    for path, there, here in diff(known["runs"][name], plan["runs"][name]):
+  for name in known["runs"].keys() & runs.keys():
+    try:
+      present = from_json(known["runs"][name])  # a value that was not there yet has its default
+    except ExperimentError:  # written before its values were what they are now: the training has the last word
+      continue
+    for path, there, here in diff(present, runs[name]):
       if not any(path == idle or path.startswith(f"{idle}.") for idle in IDLE):
         values = f"{path} is {_short(there)} there and {_short(here)} here"
         raise SweepError(f"{another}of {name}, {values}; choose another --workdir")
