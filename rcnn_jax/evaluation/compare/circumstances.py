@@ -92,13 +92,13 @@ def training_curves(inputs: Inputs, metric: str) -> tuple[dict, dict]:
       ]
       if found:
         steps[name] = found
-        seconds = [(_seconds_until(one, step) / 3600, value) for step, value in found]
+        seconds = [(seconds_until(one, step) / 3600, value) for step, value in found]
         if any(time for time, _ in seconds):
           hours[name] = seconds
   return steps, hours
 
 
-def _seconds_until(one: Detector, step: int) -> float:
+def seconds_until(one: Detector, step: int) -> float:
   """Of the training until a step, evaluations left out."""
   rows = [row for row in one.run.train if row["step"] <= step]
   fits = [row for row in one.run.fits if row["step"] <= step]

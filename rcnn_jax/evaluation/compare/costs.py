@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from rcnn_jax.evaluation import report
+from rcnn_jax.evaluation.compare.circumstances import seconds_until
 from rcnn_jax.evaluation.compare.comparison import Compared
 from rcnn_jax.evaluation.compare.inputs import Detector, Inputs
 from rcnn_jax.evaluation.compare.tables import shown_value
@@ -64,7 +64,8 @@ def from_runs(inputs: Inputs) -> dict[str, Cost]:
 
 
 def _from_run(one: Detector, inputs: Inputs) -> Cost:
-  seconds = report.training_seconds(one.run) if one.run and one.run.train and one.run.settings else None
+  known = one.run is not None and one.step is not None
+  seconds = seconds_until(one, one.step) if known else None
   return Cost(parameters=_parameters(one, inputs), training_seconds=seconds or None)
 
 
@@ -92,9 +93,10 @@ def measured(inputs: Inputs, num_images: int = 4, repeats: int = 5) -> dict[str,
   known, contestants = from_runs(inputs), {}
   for variant in inputs.variants:
     one = variant.detectors[0]
-    if one.run is None or not checkpoint.saved_steps(one.place):
+    steps = checkpoint.saved_steps(one.place) if one.run is not None else []
+    if not steps:
       continue
-    run = checkpoint.load_run(one.place, "latest")
+    run = checkpoint.load_run(one.place, one.step if one.step in steps else "latest")
     data = dataclasses.replace(run.experiment.data, load_masks=False, load_keypoints=False)
     batches = loader.eval_batches(data, inputs.source, batch_size=1)
     places = np.unique(np.linspace(0, len(batches) - 1, num_images).round().astype(int))

@@ -41,7 +41,7 @@ nav { margin: 14px 0 0; }
 th[data-sort] { cursor: pointer; }
 th[data-sort]:hover, th[data-sort]:focus { color: var(--accent); }
 td, th { white-space: nowrap; }
-th { white-space: normal; overflow-wrap: anywhere; min-width: 4.5em; }
+th { white-space: normal; overflow-wrap: break-word; min-width: 5.5em; }
 th:first-child { min-width: 7em; }
 ul.notes { margin-top: 10px !important; }
 table.settings td { white-space: normal; overflow-wrap: anywhere; min-width: 7em; }
@@ -299,7 +299,8 @@ def _training(inputs: Inputs, compared: Compared, plots: dict[str, bytes]) -> li
 def _saved(plots: dict[str, bytes], name: str, figure: Figure) -> str:
   drawn, buffer = io.BytesIO(), io.BytesIO()
   figure.savefig(drawn, format="png", dpi=110)
-  Image.open(drawn).convert("RGB").quantize(128).save(buffer, format="png", optimize=True)  # a third of the bytes
+  few = Image.open(drawn).convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE)  # a third of the bytes
+  few.save(buffer, format="png", optimize=True)
   plots[name] = buffer.getvalue()
   return page.image(plots[name], name.replace("_", " "))
 

@@ -123,13 +123,20 @@ def power_lines(compared: Compared, comparison: Comparison, name: str = "AP") ->
     if not one.images.sd:
       continue
     images = bootstrap.images_needed(one.images.sd, comparison.num_images, EFFECT)
-    text = f"{variant}: a difference of {100 * EFFECT:g} {name} is shown (80 % power, 5 % level) by {images:,} images"
-    if one.seeds is None:
-      text += f" like these {comparison.num_images:,}, between these very trainings"
-    elif (seeds := bootstrap.seeds_needed(one, EFFECT)) is None:
-      text += "; no number of seeds shows it on these alone"
+    effect = f"a difference of {100 * EFFECT:g} {name} (80 % power, 5 % level)"
+    if images <= comparison.num_images:
+      text = (
+        f"{variant}: these {comparison.num_images:,} images suffice to show {effect} between these very trainings"
+      )
     else:
-      text += f", or on these by {seeds} seeds of each"
+      text = (
+        f"{variant}: {images:,} images like these {comparison.num_images:,} would show {effect} between trainings"
+      )
+    if one.seeds is not None:
+      seeds = bootstrap.seeds_needed(one, EFFECT)
+      text += (
+        "; no number of seeds shows it on these alone" if seeds is None else f"; {seeds} seeds of each do on these"
+      )
     lines.append(text + ".")
   return lines
 
