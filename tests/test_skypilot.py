@@ -40,12 +40,11 @@ def parsed(paths: list[pathlib.Path], home: pathlib.Path) -> list[dict]:
 
 
 def test_a_task_runs_its_unit_of_trials_on_spot_machines_and_keeps_them_in_the_bucket():
-  tasks = skypilot.tasks(UNITS, ["--sweep=nms", "--set=a=b c"], "nms", RESOURCES)
+  tasks = skypilot.tasks(UNITS, ["--sweep=nms"], "nms", RESOURCES)
   assert list(tasks) == ["nms-nms-iou-0-3-seed-0.yaml", "nms-trained-seed-1.yaml"]
   assert yaml.safe_load(tasks["nms-trained-seed-1.yaml"]) == {
     "name": "nms-trained-seed-1",
     "workdir": ".",
-    "num_nodes": 1,
     "resources": {
       "accelerators": "tpu-v6e-8",
       "infra": "gcp",
@@ -57,8 +56,8 @@ def test_a_task_runs_its_unit_of_trials_on_spot_machines_and_keeps_them_in_the_b
     "setup": "pip install --constraint constraints.txt --editable .\n"
     "pip install --constraint constraints.txt 'jax[tpu]'\n",
     "run": "set -e\n"
-    "python -m launch.sweep --sweep=nms '--set=a=b c' --workdir=/sweep/sweeps/nms --trial=trained/seed=1\n"
-    "python -m launch.sweep --sweep=nms '--set=a=b c' --workdir=/sweep/sweeps/nms --trial=nms_iou=0.3/seed=1\n",
+    "python -m launch.sweep --sweep=nms --workdir=/sweep/sweeps/nms --trial=trained/seed=1 --distributed\n"
+    "python -m launch.sweep --sweep=nms --workdir=/sweep/sweeps/nms --trial=nms_iou=0.3/seed=1 --distributed\n",
   }
 
 
@@ -70,6 +69,7 @@ def test_skypilot_takes_the_tasks_of_tpus_and_gpus(tmp_path):
   assert first["spot"] == [True] and first["recovery"][0]["recover_on_exit_codes"] == [75]
   assert first["mounts"] == {"/sweep": "MOUNT_CACHED"}
   assert third["accelerators"] == [{"A100": 8}] and third["spot"] == [False]
+  assert "--distributed" in first["run"] and "--distributed" not in third["run"]
 
 
 @pytest.mark.parametrize(
@@ -77,6 +77,7 @@ def test_skypilot_takes_the_tasks_of_tpus_and_gpus(tmp_path):
   [
     (Resources(accelerators="A100:1"), "resources.bucket is not given: expected gs://NAME or s3://NAME"),
     (Resources(accelerators="A100:1", bucket="lab"), "resources.bucket is lab: expected gs://NAME"),
+    (Resources(accelerators="A100:1", bucket="gs://lab", nodes=2), "resources.nodes is 2: with SkyPilot a trial has"),
     (Resources(bucket="gs://lab"), "resources.accelerators is not given: e.g. --resource=accelerators=A100:1"),
   ],
 )

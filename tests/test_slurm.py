@@ -98,11 +98,11 @@ from rcnn_jax.training.stages import Sgd
 from tests.small_detector import small_detector
 shapes = dict(data_dir={data!r}, side=64, num_train=8, num_eval=4)
 base = dataclasses.replace(
-  demo, name="swept", model=small_detector(num_classes=None), stages=(Sgd(steps=200, schedule=Cosine(0.01)),),
+  demo, name="swept", model=small_detector(num_classes=None), stages=(Sgd(steps=60, schedule=Cosine(0.01)),),
   data=dataclasses.replace(
     demo.data, train=Shapes(split="train", **shapes), eval=Shapes(split="eval", **shapes), canvases=((64, 64),),
     batch_size=(4, 4), load_masks=False),
-  evaluation=Evaluation(pictures=0), checkpoints=Checkpoints(every_steps=10),
+  evaluation=Evaluation(pictures=0), checkpoints=Checkpoints(every_steps=5),
 )
 axes = {{"roi_op": {{"align": {{}}, "max_pool": {{"model.pool": RoiMaxPool(3)}}}}}}
 sweep = Sweep(base, axes, seeds=(0, 1, 2), resources=Resources(cpus=1, hours=1.0))

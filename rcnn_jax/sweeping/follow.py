@@ -68,10 +68,10 @@ class Follower:
     state = told.state
     if is_claimed(folder):
       state = "running"
-    elif job is not None and job != "running":
-      state = job
+    elif job is not None:  # its process is still to start, unless the file system has no locks
+      state = "running" if job == state == "running" else "queued"
     elif state == "running":
-      state = "running" if job else "killed"
+      state = "killed"
     note = told.reason if state in ("failed", "preempted") else told.host if state == "running" else ""
     return Row(name, state, step, told.num_steps, metric, left if state == "running" else None, note)
 

@@ -33,20 +33,24 @@ def tasks(units: Units, options: list[str], sweep: str, resources: Resources) ->
     resources: of each trial.
 
   Raises:
-    SweepError: no bucket, or no accelerators, are given.
+    SweepError: no bucket, or no accelerators, are given, or several machines, whose processes would not find each
+      other.
   """
   if not resources.bucket or not re.fullmatch(r"(gs|s3|r2|cos|nebius|https)://[^/]+(/.*)?", resources.bucket):
     said = resources.bucket or "not given"
     raise SweepError(f"resources.bucket is {said}: expected gs://NAME or s3://NAME, where SkyPilot keeps the trials")
   if not resources.accelerators:
     raise SweepError("resources.accelerators is not given: e.g. --resource=accelerators=A100:1, or tpu-v5e-8")
+  if resources.nodes > 1:
+    recipe = "a TPU slice is one node; launch/recipes/skypilot.yaml trains on several machines"
+    raise SweepError(f"resources.nodes is {resources.nodes}: with SkyPilot a trial has one ({recipe})")
   return {f"{_name(sweep, unit)}.yaml": _text(_task(unit, options, sweep, resources)) for unit in units}
 
 
 def _task(unit: tuple[str, ...], options: list[str], sweep: str, resources: Resources) -> dict[str, Any]:
   store, path = re.fullmatch(r"(\w+://[^/]+)/?(.*)", resources.bucket).groups()
   folder = "/".join(filter(None, (BUCKET, path, sweep)))
-  distributed = ["--distributed"] if resources.nodes > 1 else []
+  distributed = ["--distributed"] if _is_tpu(resources) else []  # all hosts of a slice run the command
   commands = [
     shlex.join(["python", "-m", "launch.sweep", *options, f"--workdir={folder}", f"--trial={name}", *distributed])
     for name in unit
@@ -60,16 +64,19 @@ def _task(unit: tuple[str, ...], options: list[str], sweep: str, resources: Reso
     # A trial that was told to stop has saved, and is started again on another machine.
     "job_recovery": {"max_restarts_on_errors": 0, "recover_on_exit_codes": [75]},
   }
-  kind = "tpu" if resources.accelerators.lower().startswith("tpu") else "cuda13"
+  kind = "tpu" if _is_tpu(resources) else "cuda13"
   return {
     "name": _name(sweep, unit),
     "workdir": ".",
-    "num_nodes": resources.nodes,
     "resources": {key: value for key, value in machine.items() if value is not None},
     "file_mounts": {BUCKET: {"source": store, "mode": "MOUNT_CACHED"}} | dict(resources.mounts),
     "setup": f"{resources.setup}\npip install --constraint constraints.txt 'jax[{kind}]'\n",
     "run": "set -e\n" + "\n".join(commands) + "\n",
   }
+
+
+def _is_tpu(resources: Resources) -> bool:
+  return resources.accelerators.lower().startswith("tpu")
 
 
 def _name(sweep: str, unit: tuple[str, ...]) -> str:
