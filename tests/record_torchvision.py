@@ -249,6 +249,23 @@ def features() -> dict:
   }
 
 
+@record
+def convnext_features() -> dict:
+  """The outputs of the four stages of ConvNeXt-T for one image."""
+  image = filling.image("convnext", (96, 128)).astype(np.float32)
+  pixels = (channels_first(image) / 255 - 0.45) / 0.225
+  body = fill(torch.nn.ModuleDict({"features": torchvision.models.convnext_tiny(weights=None).features})).features
+  answers = {}
+  with torch.no_grad():
+    x = pixels
+    for number, stage in enumerate(body):
+      x = stage(x)
+      if number % 2:
+        name = f"level{number // 2 + 2}"
+        answers[name] = filling.sample(f"convnext.{name}", x[0].permute(1, 2, 0).numpy())
+  return answers
+
+
 def detector(
   sides: tuple[int, int], kind: type[MaskRCNN | KeypointRCNN] = MaskRCNN, **heads: torch.nn.Module
 ) -> MaskRCNN | KeypointRCNN:

@@ -14,12 +14,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from rcnn_jax.ops import random
 from rcnn_jax.ops.devices import across_devices
 from rcnn_jax.ops.errors import ModelError
 from rcnn_jax.types import Array, Batch
@@ -61,7 +62,7 @@ class Conv(nn.Module):
       else:
         y = _convolution(x, kernel, padding, stride=stride, dilation=self.dilation)
     if self.use_bias:
-      y = _biased(y, self.param("bias", nn.initializers.zeros, (self.features,)))
+      y = biased(y, self.param("bias", nn.initializers.zeros, (self.features,)))
     return y
 
 
@@ -153,7 +154,7 @@ class Dense(nn.Module):
     """x: f[..., C] -> f[..., features], f32 where these are logits."""
     kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
     y = _product(x, kernel, self.logits)
-    return _biased(y, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else y
+    return biased(y, self.param("bias", nn.initializers.zeros, (self.features,))) if self.use_bias else y
 
 
 class OwnLogits(nn.Module):
@@ -180,9 +181,20 @@ def _product(x: Array, kernel: Array, logits: bool) -> Array:
   return jnp.matmul(x, kernel.astype(x.dtype), preferred_element_type=jnp.float32 if logits else None)
 
 
-def _biased(y: Array, bias: Array) -> Array:
+def biased(y: Array, bias: Array) -> Array:
   """y f[..., F] + bias f32[F], in the dtype of y; the sum is that of float32."""
   return (y.astype(jnp.float32) + bias).astype(y.dtype)
+
+
+def dropped_path(x: Array, context: Any, name: str, rate: float) -> Array:
+  """Stochastic depth (arXiv:1603.09382): in training, x f[B, ...] of some images 0, the others' larger by as much.
+
+  context: a `protocols.Context`, whose keys draw it, image by image; name: of the place, so that each draws its own.
+  """
+  if not context.train or rate == 0:
+    return x
+  keep = jax.vmap(lambda key: jax.random.bernoulli(random.named(key, name), 1 - rate))(context.keys)
+  return jnp.where(keep.reshape(-1, *(1,) * (x.ndim - 1)), x / (1 - rate), 0)
 
 
 class Deconv(nn.Module):
@@ -204,7 +216,7 @@ class Deconv(nn.Module):
     bias = self.param("bias", nn.initializers.zeros, (self.features,))
     result = jnp.float32 if self.logits else None
     windows = jnp.einsum("bhwc,ijcf->bhiwjf", x, kernel, preferred_element_type=result)
-    return _biased(_add_windows(_add_windows(windows, 1), 2), bias)
+    return biased(_add_windows(_add_windows(windows, 1), 2), bias)
 
 
 def _add_windows(windows: Array, axis: int) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from rcnn_jax.models.backbones.vgg import BLOCKS
-from rcnn_jax.weights import caffe2, files
+from rcnn_jax.weights import caffe2, convnext, files
 from rcnn_jax.weights.errors import WeightsError, listed
 
 
@@ -68,7 +68,7 @@ def load(path: str, variables: dict, trunk: bool = False) -> dict:
   if caffe2.MARK in tensors:
     tensors = caffe2.as_torchvision(tensors)
   flat = traverse_util.flatten_dict(variables, sep="/")
-  names = _backbone_names(flat)
+  names = _backbone_names(flat, tensors)
   if trunk:
     names |= _trunk_names(flat)
     tensors = _without_timms_names(tensors)
@@ -88,13 +88,16 @@ def load(path: str, variables: dict, trunk: bool = False) -> dict:
   return traverse_util.unflatten_dict(flat | loaded, sep="/")
 
 
-def _backbone_names(flat: dict) -> dict[str, str]:
-  """torchvision's name of each variable of the backbone, by its path."""
+def _backbone_names(flat: dict, tensors: Iterable[str]) -> dict[str, str]:
+  """The file's name of each variable of the backbone, by its path."""
   below = re.compile(r"(params|batch_stats)/(backbone/(bottom_up/|network/)?|pool/network/|trunk/(?=layer4/))")
   own = [name for name in flat if below.match(name)]
   if any("/bottom_up/" in name for name in own):
     own = [name for name in own if "/bottom_up/" in name]
   ours = {name: below.sub("", name) for name in own}
+  if convnext.is_convnext(ours.values()):
+    name_of = convnext.timm_name if "stem.0.weight" in tensors else convnext.torchvision_name
+    return {name: theirs for name, path in ours.items() if (theirs := name_of(path)) is not None}
   positions = positions_of(ours.values())
   return {name: torchvision_name(path, positions) for name, path in ours.items()}
 
@@ -138,8 +141,8 @@ def _check_names(path: str, names: dict[str, str], tensors: Iterable[str]) -> No
 
 
 def stage_of(name: str) -> str:
-  """What a tensor's name begins with: 'layer1', or the whole module in what torchvision numbers: 'features.3'."""
-  return ".".join(name.split(".")[: 2 if name.startswith(("features.", "classifier.")) else 1])
+  """What a tensor's name begins with: 'layer1', or the whole module in what is numbered: 'features.3'."""
+  return ".".join(name.split(".")[: 2 if name.startswith(("features.", "classifier.", "stages.")) else 1])
 
 
 def positions_of(paths: Iterable[str]) -> dict[str, int]:
@@ -165,8 +168,10 @@ def torchvision_name(path: str, positions: dict[str, int]) -> str:
 
 
 def to_flax(tensor: np.ndarray) -> np.ndarray:
-  """A convolution's OIHW to HWIO, a linear layer's [out, in] to [in, out]; vectors stay. float32."""
+  """A convolution's OIHW to HWIO, a linear layer's [out, in] to [in, out]; vectors stay, and [C, 1, 1] is one. float32."""
   tensor = np.asarray(tensor, np.float32)
+  if tensor.ndim == 3 and tensor.shape[1:] == (1, 1):
+    return tensor.reshape(-1)
   if tensor.ndim == 4:
     return tensor.transpose(2, 3, 1, 0)
   return tensor.T if tensor.ndim == 2 else tensor
