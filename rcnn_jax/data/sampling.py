@@ -15,7 +15,7 @@ from rcnn_jax.data.source import Source, degenerate
 
 @dataclasses.dataclass(frozen=True)
 class RepeatFactor:
-  """Images of rare classes are repeated (LVIS, arXiv:1908.03195, section 5.1).
+  """Images of rare classes are repeated (LVIS, arXiv:1908.03195, repeat factor sampling).
 
   An image has the largest of its classes' max(1, sqrt(threshold / f)), f the share of images that show the class. One
   without an object has 1. An epoch is as much longer as there are repetitions.
@@ -39,7 +39,8 @@ class RepeatFactor:
 
 @dataclasses.dataclass(frozen=True)
 class ClassBalanced:
-  """Each class is drawn as often as any other, and then one of the images that show it (arXiv:1512.05830, section 3.1).
+  """Each class is drawn as often as any other, and then one of the images that show it (class-aware
+  sampling, arXiv:1512.05830).
 
   An epoch has as many draws as there are images. An image without an object to train on is never drawn.
   """
