@@ -22,6 +22,7 @@ from launch import flags as launch_flags
 from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.evaluation.image_files import matching_files
 from rcnn_jax.evaluation.predict import check_output, predict
+from rcnn_jax.evaluation.tiles import Tiles
 
 FLAGS = flags.FLAGS
 
@@ -34,6 +35,10 @@ def define_flags() -> None:
   )
   launch_flags.define_path("output", "Directory for pictures and detections.json.", required=True)
   flags.DEFINE_float("min_score", 0.05, "Detections of a lower score are left out.", 0.0, 1.0)
+  flags.DEFINE_integer("tile", None, "Look at each image by overlapping square tiles of so many pixels.", 1)
+  flags.DEFINE_float(
+    "overlap", 0.2, "With --tile: the share of a tile's side that neighbours have in common.", 0.0, 0.9
+  )
   flags.DEFINE_integer("batch_size", None, "Images at a time; by default as in the run's evaluations.", 1)
 
 
@@ -45,7 +50,8 @@ def main(argv: list[str]) -> None:
   files = matching_files(FLAGS.images, output)
   check_output(output)
   run = launch_flags.chosen_run()
-  unread = predict(run, files, output, FLAGS.min_score, FLAGS.batch_size)
+  tiles = None if FLAGS.tile is None else Tiles(FLAGS.tile, FLAGS.overlap)
+  unread = predict(run, files, output, FLAGS.min_score, FLAGS.batch_size, tiles)
   if unread:
     raise EvaluationError(f"{len(unread)} of {len(files)} files could not be read")
 

@@ -6,6 +6,7 @@ No more images than make up a few batches are in memory at a time.
 from __future__ import annotations
 
 import collections
+import itertools
 import json
 import pathlib
 import sys
@@ -25,6 +26,7 @@ from rcnn_jax.evaluation.classes import class_keys
 from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.evaluation.image_files import ImageFile
 from rcnn_jax.evaluation.results import Found
+from rcnn_jax.evaluation.tiles import Tiles, Window, merged
 from rcnn_jax.files import naming
 from rcnn_jax.types import Batch
 
@@ -34,7 +36,12 @@ _WAITING_PIXELS = 1 << 27
 
 
 def predict(
-  run, files: Sequence[ImageFile], output: pathlib.Path, min_score: float, batch_size: int | None = None
+  run,
+  files: Sequence[ImageFile],
+  output: pathlib.Path,
+  min_score: float,
+  batch_size: int | None = None,
+  tiles: Tiles | None = None,
 ) -> list[pathlib.Path]:
   """Writes detections.json and a picture of each image into `output`, as they come.
 
@@ -46,7 +53,8 @@ def predict(
     files: of `image_files.matching_files`.
     output: made if need be.
     min_score: detections below are left out.
-    batch_size: images that are looked at together; None: as many as in the run's evaluations.
+    batch_size: images, or tiles, that are looked at together; None: as many as in the run's evaluations.
+    tiles: look at each image by these, and not at it as a whole.
 
   Returns:
     The files that could not be read; each has been named in a warning on stderr.
@@ -57,8 +65,13 @@ def predict(
   check_output(output)
   data, model = run.experiment.data, run.experiment.model.with_data(run.categories, run.keypoints)
   search = chosen_search(data)
+  if tiles is not None and search is not None:
+    raise EvaluationError("tiles need a model that makes its own proposals")
   with tqdm(total=len(files), unit="image", file=sys.stderr, disable=None, leave=False) as bar:
-    reader = Reader(files, data, search, min(batch_size or data.batch_size[1], len(files)), bar)
+    if tiles is None:
+      reader = Reader(files, data, search, min(batch_size or data.batch_size[1], len(files)), bar)
+    else:
+      reader = TiledReader(files, data, tiles, batch_size or data.batch_size[1], bar)
     found = detect.find(
       model,
       run.variables,
@@ -67,7 +80,7 @@ def predict(
       [category.id for category in run.categories],
       joint_offset=data.joint_offset,
     )
-    count = write(run, files, reader, found, output, min_score, bar)
+    count = write(run, files, reader, reader.whole(found), output, min_score, bar)
   print(f"{count} objects in {len(files) - len(reader.unread)} images; written to {output}")
   return reader.unread
 
@@ -166,6 +179,13 @@ class Reader:
     del self.sizes[image_id]
     return self._images.pop(image_id)
 
+  def whole(self, found: Iterator[Found]) -> Iterator[Found]:
+    """What was found in each image, from what was found in each of the `batches`' rows."""
+    return found
+
+  def _pixels(self, image_id: int) -> np.ndarray:
+    return self._images[image_id]
+
   def batches(self) -> Iterator[Batch]:
     """The images that can be read, in batches of one canvas and one size; the others are named and left out.
 
@@ -183,13 +203,13 @@ class Reader:
       yield self._batch(group)
 
   def _are_too_many(self, waiting: Sequence[int]) -> bool:
-    pixels = sum(self._images[number].shape[0] * self._images[number].shape[1] for number in waiting)
+    pixels = sum(self.sizes[number][0] * self.sizes[number][1] for number in waiting)
     return len(waiting) > _WAITING_BATCHES * self._batch_size or pixels > _WAITING_PIXELS
 
   def _batch(self, group: Sequence[tuple[int, Regions | None]]) -> Batch:
     ids = [image_id for image_id, _ in group]
     found = None if self._search is None else [regions for _, regions in group]
-    batch = pipeline.image_batch([self._images[number] for number in ids], self._data, ids, found)
+    batch = pipeline.image_batch([self._pixels(number) for number in ids], self._data, ids, found)
     missing = self._batch_size - len(group)
     batch = jax.tree.map(lambda rows: np.concatenate([rows, *[rows[:1]] * missing]), batch)
     return batch.replace(valid=np.arange(self._batch_size) < len(group))
@@ -215,6 +235,43 @@ class Reader:
       return
     self._images[image_id], self.sizes[image_id] = image, image.shape[:2]
     yield image_id, found
+
+
+class TiledReader(Reader):
+  """Gives the tiles of the images, each with an id of its own, and puts together what was found in them."""
+
+  def __init__(self, files: Sequence[ImageFile], data: pipeline.Data, tiles: Tiles, batch_size: int, bar: tqdm):
+    super().__init__(files, data, None, batch_size, bar)
+    self._tiles, self._numbers = tiles, itertools.count(len(files) + 1)  # ids that no image has
+    self._views: dict[int, tuple[int, Window]] = {}  # the image and the place of each tile that is under way
+    self._parts: dict[int, list[tuple[Window, Found]]] = {}  # of each image
+
+  def take(self, image_id: int) -> np.ndarray:
+    """u8[H, W, 3], RGB; it is forgotten here."""
+    return self._images.pop(image_id)
+
+  def whole(self, found: Iterator[Found]) -> Iterator[Found]:
+    """What was found in each image, once all its tiles have been looked at."""
+    for one in found:
+      image_id, window = self._views.pop(one.image_id)
+      del self.sizes[one.image_id]
+      self._parts[image_id].append((window, one))
+      size = self._images[image_id].shape[:2]
+      if len(self._parts[image_id]) == len(self._tiles.windows(size)):
+        yield merged(self._parts.pop(image_id), image_id, size)
+
+  def _pixels(self, image_id: int) -> np.ndarray:
+    number, (x1, y1, x2, y2) = self._views[image_id]
+    return self._images[number][y1:y2, x1:x2]
+
+  def _finished(self, image_id: int, reading: Future) -> Iterator[tuple[int, Regions | None]]:
+    for number, found in super()._finished(image_id, reading):
+      self._parts[number] = []
+      for window in self._tiles.windows(self.sizes.pop(number)):
+        view = next(self._numbers)
+        self._views[view] = number, window
+        self.sizes[view] = window[3] - window[1], window[2] - window[0]
+        yield view, found
 
 
 def _image_and_proposals(path: pathlib.Path, search: Callable | None) -> tuple[np.ndarray, Regions | None]:
