@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo ladder compare test test-long clean
+.PHONY: lint demo ladder compare test test-long clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -29,6 +29,10 @@ compare: $(INSTALLED)
 	elif [ -d runs/demo/eval ]; then runs=$$(ls runs/demo/eval | sort -n | sed -n '1p;$$p' | sed 's|^|runs/demo@|' | paste -sd,); \
 	else echo "nothing to compare yet: make demo, or make ladder" >&2; exit 1; fi; \
 	$(BIN)/python -m launch.compare --runs=$$runs --output=runs/compare
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

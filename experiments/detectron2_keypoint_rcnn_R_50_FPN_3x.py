@@ -26,7 +26,9 @@ experiment = base.override(
     "data.joint_offset": 0.5,
     "model.proposer.num_post_nms": (1500, 1000),
     "model.box.smooth_l1_beta": 0.5,
-    "model.heads.keypoint": KeypointHead(pool=RoiAlign(output_size=14, sampling_ratio=0, aligned=True, num_levels=4), num_keypoints=17),
+    "model.heads.keypoint": KeypointHead(
+      pool=RoiAlign(output_size=14, sampling_ratio=0, aligned=True, num_levels=4), num_keypoints=17
+    ),
     "model.num_classes": 1,
   }
 )

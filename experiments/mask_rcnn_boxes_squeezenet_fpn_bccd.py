@@ -2,7 +2,7 @@
 
 BCCD has no masks: this is Mask R-CNN without its mask head, a feature pyramid with RoI Align ("Faster R-CNN, RoI
 Align" in the paper's table 3), in front of the same fully connected layer as the steps before. With masks it is
-mask_rcnn_squeezenet_fpn_nuclei. 6 epochs, as every step of the ladder. Measured (one seed; docs/results.md): AP 58.1, AP50
+mask_rcnn_squeezenet_fpn_nuclei. 6 epochs, as every step of the ladder. Measured (one seed): AP 58.1, AP50
 90.9.
 
     python -m launch.train --experiment=mask_rcnn_boxes_squeezenet_fpn_bccd --workdir=runs/mask_boxes_bccd

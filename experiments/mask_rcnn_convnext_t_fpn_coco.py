@@ -1,8 +1,8 @@
 """Mask R-CNN, ConvNeXt-T-FPN, COCO 2017, 3x schedule.  arXiv:2201.03545, table 3.
 
-Published: box AP 46.2, mask AP 41.7 (val2017).  Not yet measured here.  The authors' settings (their code
-for detection): AdamW, rates that fall by 0.95 from layer to layer towards the image, no weight decay of biases and norms, images
-of 480 to 800 pixels, three times 12 epochs. `init` names ImageNet weights in torchvision's or timm's names.
+Published: box AP 46.2, mask AP 41.7 (val2017).  Not yet measured here.  As the authors' code for detection: AdamW,
+rates that fall by 0.95 from layer to layer towards the image, no weight decay of biases and norms, images of 480 to 800
+pixels, three times 12 epochs. `init` names ImageNet weights in torchvision's or timm's names.
 
     python -m launch.train --experiment=mask_rcnn_convnext_t_fpn_coco --workdir=runs/convnext_t \\
         --set=init.path=convnext_tiny-983f1562.pth

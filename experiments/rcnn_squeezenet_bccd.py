@@ -5,7 +5,7 @@ that metrics.jsonl tells what the SVMs and the box regression brought. Data and 
 fast_rcnn_squeezenet_bccd. Unlike the paper, so that two CPU cores do it: crops of 160 pixels instead of 227 (and 11
 of context instead of 16), 500 to 600 proposals instead of about 2,000, one fully connected layer of 256, and 3 epochs
 of fine-tuning, half of what the other steps of the ladder have, since each takes as long as several of theirs. Also
-unlike it: a batch's 32 + 96 regions are of two images, SVMs have the squared hinge. Measured (one seed; docs/results.md):
+unlike it: a batch's 32 + 96 regions are of two images, SVMs have the squared hinge. Measured (one seed):
 AP 45.6, AP50 78.7; with softmax alone AP 31.5, AP50 75.9, with SVMs AP 31.4, AP50 74.2.
 
     python -m launch.prepare_data --experiment=rcnn_squeezenet_bccd

@@ -5,7 +5,7 @@ are fitted (pairs from IoU 0.5). Data and proposals are those of fast_rcnn_squee
 leaves all convolutions as ImageNet made them, fire8 and fire9 are fine-tuned with the pyramid: that they stay as they
 are is what holds SPPnet back, as the paper after it finds (Fast R-CNN, section 4.5). Also unlike it, so that two CPU
 cores do it: one scale, 500 to 600 proposals, one fully connected layer of 256, a box regression from at most 4,000
-pairs a class. SVMs have the squared hinge. Measured (one seed; docs/results.md): AP 38.3, AP50 73.4; with softmax alone AP
+pairs a class. SVMs have the squared hinge. Measured (one seed): AP 38.3, AP50 73.4; with softmax alone AP
 27.4, AP50 67.4, with SVMs AP 26.9, AP50 66.8.
 
     python -m launch.prepare_data --experiment=sppnet_squeezenet_bccd

@@ -150,7 +150,9 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], kee
 
   flags.DEFINE_bool("debug", False, "Show the traceback of an error.")
   if keep_programs:
-    help_text = "Folder in which compiled programs are kept; by default one in the user's cache folder, at most 4 GiB."
+    help_text = (
+      "Folder in which compiled programs are kept; by default one in the user's cache folder, at most 4 GiB."
+    )
     define_path("compilation_cache", help_text)
   define_flags()
   for flag in FLAGS.get_flags_for_module(__name__):

@@ -201,7 +201,7 @@ def _replace(node: Any, keys: list[str], value: Any, path: str, root: Any, hint:
 
 
 def _with_part(node: tuple, key: str, value: Any, path: str, root: Any) -> tuple:
-  """A tuple of parts that have keys, with the part of this key replaced, added behind the others, or (None) left out."""
+  """A tuple of parts that have keys, with the part of this key replaced, added behind the others, or (None) gone."""
   absent = value is None or isinstance(value, Text) and value.text in ("None", "null")
   if absent and key not in children(node):
     raise ExperimentError(_unknown_path(path, root))

@@ -203,9 +203,7 @@ def _is_like(value: Any, hint: Any, present: Any) -> bool:
   if isinstance(present, tuple) and isinstance(value, tuple):
     open_hints = [element_hint(hint, index, len(value)) for index in range(len(value))] if _is_tuple(hint) else []
     parts = [part for part in present if _is_part(part)]
-    return all(
-      not parts or any(_is_like(new, each, part) for part in parts) for new, each in zip(value, open_hints)
-    )
+    return all(not parts or any(_is_like(new, each, part) for part in parts) for new, each in zip(value, open_hints))
   if hint is not Any or not _is_part(present):
     return True
   kinds = _methods(type(present))

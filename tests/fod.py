@@ -30,7 +30,9 @@ def write(root: pathlib.Path, num_images: int, num_lines: int, most: int = 31, s
   names = [f"{number + 1:06d}" for number in range(num_images)]
   counts = [_write_image(root, name, rng) for name in names]
   first, *others = train = names[: max(1, num_images * 3 // 4)]
-  lines = [first] * min(most, num_lines) + (others * (num_lines // max(len(others), 1) + 1))[: max(0, num_lines - most)]
+  lines = [first] * min(most, num_lines) + (others * (num_lines // max(len(others), 1) + 1))[
+    : max(0, num_lines - most)
+  ]
   for split, listed in (("train", rng.permutation(lines)), ("val", names[len(train) :])):
     (root / "ImageSets/Main" / f"{split}.txt").write_bytes("".join(f"{name}\r\n" for name in listed).encode())
   return counts

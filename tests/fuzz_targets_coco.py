@@ -62,7 +62,9 @@ def seeds() -> dict[str, list[bytes]]:
   packed = compress(runs["counts"], SIZE)
   entry = {"image_id": 10, "category_id": 90, "bbox": [10, 5, 20, 10], "iscrowd": 0, "area": 200}
   contents = {
-    "images": [{"id": number, "file_name": name, "height": 40, "width": 60} for number, name in ((10, "a"), (3, "b"))],
+    "images": [
+      {"id": number, "file_name": name, "height": 40, "width": 60} for number, name in ((10, "a"), (3, "b"))
+    ],
     "categories": [{"id": 90, "name": "ant", "keypoints": ["l_eye", "r_eye"], "skeleton": [[1, 2]]}],
     "annotations": [
       {**entry, "id": 1, "segmentation": [square, square], "keypoints": [1, 2, 2, 0, 0, 0], "ignore": 1},

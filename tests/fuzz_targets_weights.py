@@ -1,8 +1,8 @@
 """What fuzzing calls: the readers of weights on any bytes. Nothing but a WeightsError may come of them.
 
-    target = fuzz_targets_weights.TARGETS["pth"]
-    for seed in fuzz_targets_weights.seeds("pth"):
-      target(fuzz_targets_weights.mutate(seed, random.Random(0)))
+target = fuzz_targets_weights.TARGETS["pth"]
+for seed in fuzz_targets_weights.seeds("pth"):
+  target(fuzz_targets_weights.mutate(seed, random.Random(0)))
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from rcnn_jax.models.proposers import AlternatingRpn
 from rcnn_jax.training import checkpoint, loop, moves
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.optim import Constant, Rule, TrainingError, flatten, matching
-from rcnn_jax.training.stages import CopyParameters, ResetParameters, Sgd
 from rcnn_jax.training.run import check_losses, fitting, initial_variables
+from rcnn_jax.training.stages import CopyParameters, ResetParameters, Sgd
 from rcnn_jax.training.step import create_state, make_train_step
 from tests.small_detector import CANVAS, SmallBackbone, compiled, scene_batch, small_detector
 
@@ -35,7 +35,9 @@ def one_step(stage, model=None):
 def test_a_stage_can_train_on_some_of_the_losses_alone():
   stage = Sgd(steps=1, schedule=Constant(0.5), losses=("size",))
   state, metrics = one_step(stage)
-  assert set(metrics) == {"loss", "loss/size", "lr", "grad_norm", "skipped"} and metrics["loss"] == metrics["loss/size"]
+  assert (
+    set(metrics) == {"loss", "loss/size", "lr", "grad_norm", "skipped"} and metrics["loss"] == metrics["loss/size"]
+  )
   before = tiny.variables_of(tiny.experiment())["params"]
   np.testing.assert_array_equal(state.params["head"]["kernel"], before["head"]["kernel"])
   assert not np.array_equal(state.params["backbone"]["kernel"], before["backbone"]["kernel"])

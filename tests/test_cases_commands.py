@@ -322,7 +322,10 @@ def damaged(trained, tmp_path):
 @pytest.mark.parametrize(
   "edit, message",
   [
-    (lambda text: text.replace('"seed": 0,', '"seed": 0'), r"json: not readable as JSON: Expecting ',' .*line \d+, column \d+\)$"),
+    (
+      lambda text: text.replace('"seed": 0,', '"seed": 0'),
+      r"json: not readable as JSON: Expecting ',' .*line \d+, column \d+\)$",
+    ),
     (lambda text: text[: len(text) // 2], r"json: not readable as JSON: .*line \d+, column \d+\)$"),
     (lambda text: "", r"json: not readable as JSON: .*line 1, column 1\)$"),
     (lambda text: "[" * 100_000, "experiment.json: not readable as JSON: "),

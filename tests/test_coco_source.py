@@ -13,7 +13,7 @@ from pycocotools import mask as coco_mask
 from rcnn_jax.data import coco
 from rcnn_jax.data.coco import CocoFolder
 from rcnn_jax.data.errors import DataError
-from rcnn_jax.data.source import KeypointNames, clean, object_faults
+from rcnn_jax.data.source import KeypointNames, object_faults
 
 DATA = pathlib.Path(__file__).parents[2] / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the data sets (shared/data) are not here")

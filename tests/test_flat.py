@@ -18,7 +18,8 @@ from test_voc import write_squares
 EXPERIMENT = """
 stage = dataclasses.replace(stage, steps=2000)
 settings = dict(evaluation=Evaluation(every_steps=100, pictures=1), checkpoints=Checkpoints(every_steps=100))
-experiment = Experiment("flat", dataclasses.replace(data, workers=1), small_detector(num_classes=None), (stage,), **settings)
+model = small_detector(num_classes=None)
+experiment = Experiment("flat", dataclasses.replace(data, workers=1), model, (stage,), **settings)
 """
 
 

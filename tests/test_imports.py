@@ -11,7 +11,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 BARE = """
 import importlib, importlib.abc, pkgutil, sys
 
-ABSENT = {"grain", "msgspec", "hotcoco", "tensorflow_datasets", "tensorflow", "orbax", "cv2", "PIL", "pycocotools", "matplotlib",
+ABSENT = {"grain", "msgspec", "hotcoco", "tensorflow_datasets", "tensorflow", "orbax",
+          "cv2", "PIL", "pycocotools", "matplotlib",
           "tensorboardX", "safetensors"}
 
 
@@ -27,7 +28,8 @@ import rcnn_jax.models, rcnn_jax.ops
 for package in (rcnn_jax.ops, rcnn_jax.models):
   for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
     importlib.import_module(module.name)
-for name in ("rcnn_jax.training.step", "rcnn_jax.training.stages", "rcnn_jax.training.mesh", "launch.benchmark", "launch.compile"):
+for name in ("rcnn_jax.training.step", "rcnn_jax.training.stages", "rcnn_jax.training.mesh",
+             "launch.benchmark", "launch.compile"):
   importlib.import_module(name)
 from rcnn_jax import experiment
 from rcnn_jax.data import pipeline

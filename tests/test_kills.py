@@ -44,8 +44,8 @@ settings = dict(evaluation=Evaluation(every_steps=20, pictures=1), checkpoints=C
 fits = (dataclasses.replace(stage, steps=6), FitSvms(), FitBoxRegression())
 """
 DETECTOR = (
-  'experiment = Experiment("detector", dataclasses.replace(data, workers=1), small_detector(num_classes=None), (stage,),'
-  " **settings)\n"
+  'experiment = Experiment("detector", dataclasses.replace(data, workers=1), small_detector(num_classes=None),'
+  " (stage,), **settings)\n"
 )
 RCNN = 'experiment = Experiment("rcnn", found, RCNN.clone(num_classes=None), fits, **settings)\n'
 COMMANDS = {

@@ -54,9 +54,9 @@ def test_iou_of_all_anchors_and_the_best_anchor_of_each_object():
   expected = iou_in_numpy(grid, objects)
   iou = jax.jit(jax.vmap(boxes.iou))(grid[None], objects[None])[0]
   np.testing.assert_allclose(iou, expected, rtol=1e-6)
-  match = jax.jit(
-    jax.vmap(lambda iou, valid: assign.match(iou, valid, foreground_iou=0.7, background_iou=0.3))
-  )(iou[None], np.ones((1, 8), bool))
+  match = jax.jit(jax.vmap(lambda iou, valid: assign.match(iou, valid, foreground_iou=0.7, background_iou=0.3)))(
+    iou[None], np.ones((1, 8), bool)
+  )
   best = expected.max(axis=1)
   np.testing.assert_array_equal(match.foreground[0], best >= 0.7)
   np.testing.assert_array_equal(match.background[0], best < 0.3)

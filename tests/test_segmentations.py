@@ -131,7 +131,9 @@ def legible(counts: bytes, total: int) -> bool:
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.lists(st.binary(max_size=12) | st.text("0123456789:;<=>?@ABCP`abo", max_size=8).map(str.encode), max_size=6))
+@given(
+  st.lists(st.binary(max_size=12) | st.text("0123456789:;<=>?@ABCP`abo", max_size=8).map(str.encode), max_size=6)
+)
 def test_corrupt_run_lengths_are_told_from_sound_ones(runs):
   totals = [37] * len(runs)
   sound, _ = check_runs(runs, np.array(totals, np.int64))

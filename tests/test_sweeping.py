@@ -338,7 +338,9 @@ def test_the_table_of_all_trials(tmp_path):
   ]
   running.close()
   assert follower.rows()[2].state == "killed"
-  again = follower.rows({NAMES[1]: "running", NAMES[2]: "queued"})  # SLURM has begun with one, and has the other again
+  again = follower.rows(
+    {NAMES[1]: "running", NAMES[2]: "queued"}
+  )  # SLURM has begun with one, and has the other again
   assert [row.state for row in again[1:3]] == ["queued", "queued"]
   shown = io.StringIO()
   view = follow.View(follower, lambda: {NAMES[3]: "queued"}, file=shown)

@@ -348,7 +348,9 @@ def test_a_loss_that_is_not_finite_is_told_with_its_images_and_the_training_goes
 def test_three_in_a_row_stop_the_training_and_the_last_one_is_repeated(tmp_path, monkeypatch):
   monkeypatch.setattr(Poisoned, "steps", (3, 4, 5))
   exp = tiny.experiment()
-  with pytest.raises(TrainingError, match=r"the loss is not finite \(.*\) at step 5; image ids .*: 3 in a row") as caught:
+  with pytest.raises(
+    TrainingError, match=r"the loss is not finite \(.*\) at step 5; image ids .*: 3 in a row"
+  ) as caught:
     train(exp, tmp_path, loader=Poisoned)
   assert str(caught.value).endswith(f"; python -m launch.repeat_step --workdir={tmp_path} --step=5 repeats the step")
   step = soundness.kept(tmp_path, 5)

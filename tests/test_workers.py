@@ -13,7 +13,7 @@ import time
 
 import pytest
 from absl import flags
-from test_loader import Rectangles, assert_same, data, take, train
+from test_loader import assert_same, data, take, train
 
 from rcnn_jax.data.errors import DataError
 from rcnn_jax.data.transforms import ColorJitter

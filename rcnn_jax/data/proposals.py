@@ -144,7 +144,9 @@ def read_settings(folder: str | os.PathLike) -> dict[str, Any]:
     raise DataError(str(error)) from error
   version = settings.get("version") if isinstance(settings, dict) else None
   if version != VERSION:
-    raise DataError(f"{folder}: proposals of format version {version!r:.40}, and this is version {VERSION}: make them anew")
+    raise DataError(
+      f"{folder}: proposals of format version {version!r:.40}, and this is version {VERSION}: make them anew"
+    )
   return settings
 
 

@@ -70,7 +70,9 @@ def _forward(x, kernel, precision):
 
 def _backward(precision, residuals, cotangent):
   def by_rows(x, kernel, cotangent):
-    return _shifted(cotangent, kernel[::-1, ::-1]), _kernel_gradient(x, cotangent, kernel.shape[0]).astype(kernel.dtype)
+    return _shifted(cotangent, kernel[::-1, ::-1]), _kernel_gradient(x, cotangent, kernel.shape[0]).astype(
+      kernel.dtype
+    )
 
   def derived(x, kernel, cotangent):
     return jax.vjp(functools.partial(_convolution, precision=precision), x, kernel)[1](cotangent)

@@ -66,7 +66,9 @@ class Conv(nn.Module):
     return y
 
 
-def _convolution(x: Array, kernel: Array, padding: int, *, stride: int = 1, dilation: int = 1, precision=None) -> Array:
+def _convolution(
+  x: Array, kernel: Array, padding: int, *, stride: int = 1, dilation: int = 1, precision=None
+) -> Array:
   """x f[B, H, W, C] by f[h, w, C, F] -> f[B, H', W', F]."""
   return jax.lax.conv_general_dilated(
     x,

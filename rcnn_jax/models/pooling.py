@@ -30,9 +30,7 @@ class RoiAlign:
       return pooling.roi_align(features[0], rois, spatial_scale=1 / strides[0], **options)
     return pooling.multilevel_roi_align(features, rois, strides=strides, **options)
 
-  def of_images(
-    self, features: tuple[Array, ...], rois: Array, image: Array, strides: tuple[int, ...]
-  ) -> Array:
+  def of_images(self, features: tuple[Array, ...], rois: Array, image: Array, strides: tuple[int, ...]) -> Array:
     """features f[B, h, w, C] a level, rois f32[R, 4] of the images i32[R], 0..B-1 -> f[R, P, P, C]."""
     features, strides = features[: self.num_levels], strides[: self.num_levels]
     options = dict(output_size=self.output_size, sampling_ratio=self.sampling_ratio, aligned=self.aligned)

@@ -28,7 +28,7 @@ from rcnn_jax.experiment import Experiment
 from rcnn_jax.files import is_plain, plain_path
 from rcnn_jax.training import log, optim
 from rcnn_jax.training.checksums import checksums, differing
-from rcnn_jax.training.claim import (  # noqa: F401: whoever works on a run's checkpoints has its experiment.json too
+from rcnn_jax.training.claim import (  # noqa: F401  (whoever works on a run's checkpoints has its experiment.json too)
   CheckpointError,
   check_experiment,
   folder_of_checkpoints,
@@ -92,9 +92,7 @@ class CheckpointStore:
     self._stack = contextlib.ExitStack()
     with _in_one_line(folder_of_checkpoints(workdir), "written"):
       folder = self._stack.enter_context(_plain_folder(workdir))
-      self._manager = ocp.CheckpointManager(
-        folder, options=ocp.CheckpointManagerOptions(preservation_policy=policy)
-      )
+      self._manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(preservation_policy=policy))
 
   def steps(self) -> list[int]:
     """The steps of the checkpoints, rising."""
@@ -157,7 +155,7 @@ class CheckpointStore:
     place = folder_of_checkpoints(self._workdir) / str(step)
     with _in_one_line(place, "read"):
       restored = self._manager.restore(step, args=arguments)
-      restored.host["loaders"], restored.host["unlogged"]  # noqa: B018: whether they are there
+      restored.host["loaders"], restored.host["unlogged"]  # noqa: B018  (whether they are there)
       for item, expected in restored.host.get("checksums", {}).items():
         _check(place, getattr(restored, item), expected)
     return restored
@@ -225,7 +223,9 @@ def _in_one_line(place: pathlib.Path, what: str) -> Iterator[None]:
 def _check(place: pathlib.Path, tree: Any, expected: dict[str, int]) -> None:
   wrong = differing(tree, expected)
   if wrong:
-    raise DamagedError(f"{place}: the checkpoint is not what was saved: {len(wrong)} arrays differ, such as {wrong[0]}")
+    raise DamagedError(
+      f"{place}: the checkpoint is not what was saved: {len(wrong)} arrays differ, such as {wrong[0]}"
+    )
 
 
 def _items(state: TrainState) -> tuple[dict, dict]:

@@ -93,7 +93,7 @@ def write_experiment(
       written there could not be read back.
   """
   parts = dict(zip(PARTS, (experiment, tuple(categories), keypoints), strict=True))
-  form = {name: to_json(part, name) for name, part in parts.items()} 
+  form = {name: to_json(part, name) for name, part in parts.items()}
   form["fingerprints"] = {which: found for which, found in (fingerprints or {}).items() if found}
   path = _file(workdir)
   if _holds_training(workdir):

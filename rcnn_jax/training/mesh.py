@@ -103,7 +103,9 @@ def layout(state: Any, mesh: Mesh, rules: tuple[Sharding, ...]) -> Any:
   matched = {rule: set(matching(rule.pattern, shapes)) for rule in rules}
   idle = [rule.pattern for rule, paths in matched.items() if not paths]
   if idle:
-    raise TrainingError(f"mesh.rules that match no parameter: {', '.join(idle)}; parameters are named like {next(iter(shapes))}")
+    raise TrainingError(
+      f"mesh.rules that match no parameter: {', '.join(idle)}; parameters are named like {next(iter(shapes))}"
+    )
   specs = {}
   for path, shape in shapes.items():
     rule = next((rule for rule in rules if path in matched[rule]), None)
@@ -125,7 +127,9 @@ def _path(at: tuple) -> str:
 def _spec(rule: Sharding, path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
   unknown = {axis for axis in (rule.largest, *(rule.axes or ())) if axis is not None} - set(mesh.axis_names)
   if unknown or (rule.largest is None) == (rule.axes is None):
-    raise TrainingError(f"mesh.rules, {rule.pattern}: give exactly one of axes and largest, of the axes data and model")
+    raise TrainingError(
+      f"mesh.rules, {rule.pattern}: give exactly one of axes and largest, of the axes data and model"
+    )
   if rule.largest is not None:
     count = mesh.shape[rule.largest]
     longest = max((side for side in shape if side % count == 0), default=0)
@@ -134,9 +138,13 @@ def _spec(rule: Sharding, path: str, shape: tuple[int, ...], mesh: Mesh) -> Part
     place = shape.index(longest)
     return PartitionSpec(*(None,) * place, rule.largest)
   if len(rule.axes) > len(shape):
-    raise TrainingError(f"mesh.rules, {rule.pattern}: {path} has {len(shape)} dimensions, axes names {len(rule.axes)}")
+    raise TrainingError(
+      f"mesh.rules, {rule.pattern}: {path} has {len(shape)} dimensions, axes names {len(rule.axes)}"
+    )
   axes = (None,) * (len(shape) - len(rule.axes)) + rule.axes
   for side, axis in zip(shape, axes):
     if axis is not None and side % mesh.shape[axis]:
-      raise TrainingError(f"mesh.rules, {rule.pattern}: {path} is {shape}, which {axis}={mesh.shape[axis]} does not divide")
+      raise TrainingError(
+        f"mesh.rules, {rule.pattern}: {path} is {shape}, which {axis}={mesh.shape[axis]} does not divide"
+      )
   return PartitionSpec(*axes)

@@ -16,7 +16,9 @@ class Trace:
   def __init__(self, steps: tuple[int, int] | None, workdir: str | pathlib.Path, start: int, total: int):
     """`start`: where the training goes on, `total`: its last step. Raises TrainingError for steps that it has not."""
     if steps is not None and not start < steps[0] <= steps[1] <= total:
-      raise TrainingError(f"--profile={steps[0]}:{steps[1]}: the training has the steps {start + 1} to {total} before it")
+      raise TrainingError(
+        f"--profile={steps[0]}:{steps[1]}: the training has the steps {start + 1} to {total} before it"
+      )
     self._steps, self._folder, self._running = steps, pathlib.Path(workdir, "tensorboard"), False
 
   def begin(self, step: int) -> None:

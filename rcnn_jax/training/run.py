@@ -258,4 +258,3 @@ def evaluation(
     return metrics | validation.losses(model, stage, variables, read, mesh, experiment.seed)
 
   return measure
-

@@ -168,7 +168,7 @@ def torchvision_name(path: str, positions: dict[str, int]) -> str:
 
 
 def to_flax(tensor: np.ndarray) -> np.ndarray:
-  """A convolution's OIHW to HWIO, a linear layer's [out, in] to [in, out]; vectors stay, and [C, 1, 1] is one. float32."""
+  """A convolution's OIHW to HWIO, a linear layer's [out, in] to [in, out], [C, 1, 1] to [C]; vectors stay. float32."""
   tensor = np.asarray(tensor, np.float32)
   if tensor.ndim == 3 and tensor.shape[1:] == (1, 1):
     return tensor.reshape(-1)

@@ -15,7 +15,7 @@ def is_convnext(paths) -> bool:
 
 
 def torchvision_name(path: str) -> str | None:
-  """'stage1/block0/dwconv/kernel' -> 'features.1.0.block.0.weight'; None for a norm of the outputs, which is not there."""
+  """'stage1/block0/dwconv/kernel' -> 'features.1.0.block.0.weight'; None for a norm of the outputs."""
   module, _, leaf = path.rpartition("/")
   if block := re.fullmatch(r"stage(\d)/block(\d+)(?:/(\w+))?", module):
     stage, number, layer = block.groups()

@@ -339,7 +339,9 @@ def _allowed() -> dict[tuple[str, str], Any]:
   allowed = {
     ("collections", "OrderedDict"): _Function(_dict_of),
     ("collections", "Counter"): _Function(_dict_of),  # in the state of learning-rate schedules
-    ("argparse", "Namespace"): _Function(lambda: _Dict()),  # the options, in the checkpoints of torchvision's own training
+    ("argparse", "Namespace"): _Function(
+      lambda: _Dict()
+    ),  # the options, in the checkpoints of torchvision's own training
     ("torch", "Size"): _Function(_listed),
     ("torch", "device"): _Function(_listed),
     ("torch._utils", "_rebuild_tensor"): _Function(_rebuilt),

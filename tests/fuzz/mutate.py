@@ -99,7 +99,7 @@ def _spliced(text: str, draw: random.Random) -> str:
   if how == 0:
     return text[:place]
   if how == 1:
-    return re.sub(r'"(\w+)":', lambda found: f'{found[0]} 0, {found[0]}', text, count=1)
+    return re.sub(r'"(\w+)":', lambda found: f"{found[0]} 0, {found[0]}", text, count=1)
   if how == 2:
     deep = draw.choice((10, 1000, 100_000))
     return re.sub(r": ?(\d+|null|\[\])", lambda found: ": " + "[" * deep + "]" * deep, text, count=1)

@@ -44,7 +44,7 @@ class ConvNeXt(nn.Module):
 
   @nn.compact
   def __call__(self, x: Array, context: Context = Context()) -> tuple[Array, ...]:
-    """x: normalised images f[B, H, W, 3], H and W multiples of the last stride -> one f[B, H/stride, W/stride, C] a level."""
+    """x: normalised images f[B, H, W, 3] -> one f[B, H/stride, W/stride, C] a level; what fills no cell is left."""
     depths, widths = VARIANTS[self.variant]
     rates = [self.drop_path * i / (sum(depths) - 1) for i in range(sum(depths))]
     outputs = {}
