@@ -1,9 +1,9 @@
 """Worker processes of the loader: how they are started and read, and that they end with the command, however it ends.
 
-Ctrl-C in a terminal, and SIGTERM or SIGUSR1 from a cluster's scheduler, reach every process at once. A worker
-that dies of them may hold a lock that its parent waits for, and leaves a traceback. So workers are born with both signals blocked, in a
-thread that has them blocked, and the parent ends them: after SIGTERM when it has saved a checkpoint, until which it
-may still wait for a batch. A parent that was killed ends nothing: its workers notice that it is gone.
+Ctrl-C in a terminal, and SIGTERM or SIGUSR1 from a cluster's scheduler, reach every process at once. A worker that dies
+of them may hold a lock that its parent waits for, and leaves a traceback. So workers are born with these signals
+blocked, in a thread that has them blocked, and the parent ends them: after SIGTERM when it has saved a checkpoint,
+until which it may still wait for a batch. A parent that was killed ends nothing: its workers notice that it is gone.
 """
 
 from __future__ import annotations
