@@ -91,6 +91,15 @@ def test_a_service_that_is_not_there_is_told_before_anything_begins(monkeypatch)
     writers.check(("tensorbord",))
 
 
+def test_a_service_that_does_not_begin_is_one_line(monkeypatch, tmp_path):
+  def refused(**_):
+    raise OSError("no login:\nrun its login first")
+
+  monkeypatch.setitem(sys.modules, "trackio", types.SimpleNamespace(init=refused))
+  with pytest.raises(TrainingError, match="^the writer trackio cannot begin: no login: run its login first$"):
+    write(tmp_path, "trackio")
+
+
 def test_the_steps_of_a_trace_are_read_from_the_flag():
   assert steps_of("3:5") == (3, 5)
   for wrong in ("3", "5:3", "0:2", "a:b", "1:2:3", ":"):

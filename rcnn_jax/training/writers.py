@@ -107,6 +107,9 @@ def opened(names: tuple[str, ...], workdir: pathlib.Path, values: dict[str, Any]
     workdir: the run directory.
     values: of the experiment, by path.
     resume_step: what TensorBoard holds of later steps is hidden.
+
+  Raises:
+    TrainingError: a service does not begin.
   """
   from tensorboardX import SummaryWriter
 
@@ -114,7 +117,10 @@ def opened(names: tuple[str, ...], workdir: pathlib.Path, values: dict[str, Any]
   path = workdir / "writers.json"
   known = read_json(path) if path.exists() else {}
   for name in names:
-    writer = SERVICES[name](_imported(name), workdir.resolve(), values, known.get(name))
+    try:
+      writer = SERVICES[name](_imported(name), workdir.resolve(), values, known.get(name))
+    except Exception as error:  # no login, no server, no such store: whatever its library raises
+      raise TrainingError(f"the writer {name} cannot begin: {' '.join(str(error).split())[:300]}") from error
     writers.append(writer)
     known[name] = writer.id
   if names:
