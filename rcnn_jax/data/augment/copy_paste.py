@@ -49,18 +49,20 @@ class CopyPaste:
 
 def pasted(example: Example, source: Example, min_visibility: float) -> Example:
   """All objects of `source` put over `example`, at their own places."""
+  import cv2
+
   if not len(source.boxes):
     return example
   height, width = (max(sides) for sides in zip(example.image.shape[:2], source.image.shape[:2]))
-  covered = np.zeros((height, width), bool)
+  covered = np.zeros((height, width), np.uint8)
   for row, box in enumerate(source.boxes):
     window = geometry.around(box, covered.shape)
-    covered[_region(window)] |= source.masks.pixels(row, window) > 0
+    covered[_region(window)] |= source.masks.pixels(row, window)
   image = np.zeros((height, width, 3), example.image.dtype)
   image[: example.image.shape[0], : example.image.shape[1]] = example.image
   rows = slice(0, source.image.shape[0]), slice(0, source.image.shape[1])
-  np.copyto(image[rows], source.image, where=covered[rows][..., None])
-  below = dataclasses.replace(below_cover(example, covered, min_visibility), image=image)
+  cv2.copyTo(np.ascontiguousarray(source.image), np.ascontiguousarray(covered[rows]), image[rows])
+  below = dataclasses.replace(below_cover(example, covered.astype(bool), min_visibility), image=image)
   return below.joined(source)
 
 

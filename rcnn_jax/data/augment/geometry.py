@@ -21,16 +21,11 @@ def translation(x: float, y: float) -> np.ndarray:
   return np.array([[1, 0, x], [0, 1, y]], np.float64)
 
 
-def warped(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int], hold: bool = False) -> np.ndarray:
-  """The image after an affine map, [size, 3] in its own type, bilinear.
-
-  Beyond the old borders it is black or, with `hold`, the border's pixels go on.
-  """
+def warped(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+  """The image after an affine map, [size, 3] in its own type: bilinear, black beyond the old borders."""
   import cv2
 
-  beyond = cv2.BORDER_REPLICATE if hold else cv2.BORDER_CONSTANT
-  matrix = at_centres(matrix)
-  return cv2.warpAffine(np.ascontiguousarray(image), matrix, size[::-1], flags=cv2.INTER_LINEAR, borderMode=beyond)
+  return cv2.warpAffine(np.ascontiguousarray(image), at_centres(matrix), size[::-1], flags=cv2.INTER_LINEAR)
 
 
 def cropped(example: Example, window: Window, min_visibility: float) -> Example:
@@ -42,16 +37,24 @@ def cropped(example: Example, window: Window, min_visibility: float) -> Example:
 def scaled_window(
   example: Example, size: tuple[int, int], window: Window, min_visibility: float, interpolation: str
 ) -> Example:
-  """The example scaled to `size` (height, width), and of that a window; no pixel outside of it is computed twice."""
-  if size[0] * size[1] <= example.image.shape[0] * example.image.shape[1] or interpolation == "cubic":
+  """The example scaled to `size` (height, width), and of that a window.
+
+  Where that is an enlargement, the part of the original is cut first, at its nearest whole pixels, and then made as
+  large as the window: no pixel outside of it is computed. The sides' scales change by less than a pixel of it.
+  """
+  old = example.image.shape[:2]
+  if size[0] * size[1] <= old[0] * old[1]:
     return cropped(transforms.scaled(example, size, interpolation), window, min_visibility)
   x1, y1, x2, y2 = window
-  vertical, horizontal = (new / old for new, old in zip(size, example.image.shape))
-  matrix = np.array([[horizontal, 0, -x1], [0, vertical, -y1]], np.float64)
-  # Enlarged, an image is bilinear in every interpolation but the cubic one.
-  image = warped(example.image, matrix, (y2 - y1, x2 - x1), hold=True)
-  scale = example.scale * np.array([vertical, horizontal], np.float32)
-  return in_sight(dataclasses.replace(example.moved(matrix, image), scale=scale), min_visibility)
+  columns, rows = _part(x1, x2, size[1] / old[1], old[1]), _part(y1, y2, size[0] / old[0], old[0])
+  part = cropped(example, (columns[0], rows[0], columns[1], rows[1]), min_visibility)
+  return transforms.scaled(part, (y2 - y1, x2 - x1), interpolation)
+
+
+def _part(start: int, stop: int, scale: float, length: int) -> tuple[int, int]:
+  """The whole pixels of the original, at least one, next to those of an enlargement."""
+  first = min(round(start / scale), length - 1)
+  return first, min(max(round(stop / scale), first + 1), length)
 
 
 def in_sight(example: Example, min_visibility: float) -> Example:
