@@ -62,6 +62,7 @@ def test_runs_that_differ_in_their_seed_are_one_variant_and_the_page_has_it_all(
   path = page.write(found, compared, tmp_path / "out", num_pictures=1)
   text = path.read_text()
   assert "model.box.nms_iou" in text
+  assert "40 draws of images are too few to show that one class differs" in text  # three of them: 60 would do
   assert "http://" not in text and "https://" not in text and "src=" in text  # in one file, and offline
   written = json.loads((tmp_path / "out" / "comparison.json").read_text())
   assert written["kinds"]["bbox"]["differences"]["other"]["AP"]["both"]["value"] == pytest.approx(

@@ -10,6 +10,7 @@ import html
 import importlib.metadata
 import io
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -134,7 +135,7 @@ def write(
     page.cards(_cards(comparison)),
     _contents(comparison),
     page.section("What differs", *_what_differs(inputs)),
-    page.section("Worth knowing", _list(circumstances.warnings(inputs))),
+    page.section("Worth knowing", _list([*circumstances.warnings(inputs), *_too_few_draws(comparison)])),
     *(part for kind in parts for part in kind),
     *_cost(first, costs or {}, plots),
     page.pair("Training", *_training(inputs, first, plots)),
@@ -303,6 +304,19 @@ def _saved(plots: dict[str, bytes], name: str, figure: Figure) -> str:
   few.save(buffer, format="png", optimize=True)
   plots[name] = buffer.getvalue()
   return page.image(plots[name], name.replace("_", " "))
+
+
+def _too_few_draws(comparison: Comparison) -> list[str]:
+  """No p is below 1 / (1 + R): of many classes none can then be shown to differ, whatever the difference is."""
+  compared = next(iter(comparison.kinds.values()))
+  number = len(compared.differences) * sum(name.startswith("AP/") for name in compared.names)
+  needed = math.ceil(number / (1 - bootstrap.CONFIDENCE))
+  if needed <= comparison.resamples:
+    return []
+  return [
+    f"{comparison.resamples:,} draws of images are too few to show that one class differs, corrected for {number}: "
+    f"--resamples={needed} would do; the classes' intervals are not corrected and hold"
+  ]
 
 
 def _method(comparison: Comparison) -> list[str]:
