@@ -169,7 +169,7 @@ def disturbed(folder: pathlib.Path, name: str, run: str, stage: str, how: str, d
       print(f"{name}, {stage}, {how}: status {status}; {told}")
       if how == "SIGKILL":
         assert status == -signal.SIGKILL or status == 0, told
-      elif status == -signal.SIGTERM:  # before it had begun; or in a preparation, whose processes Python cleans up after
+      elif status == -signal.SIGTERM:  # before it had begun, or in a preparation
         assert how == "SIGTERM" and (stage == "proposals" or (stage == "start" and not told)), told
       elif status:
         assert len(told) == 1 and status == {"SIGTERM": os.EX_TEMPFAIL, "full disk": 1}[how], told
