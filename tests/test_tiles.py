@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import hypothesis
@@ -12,10 +13,14 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from test_predict import RUN
 
+from rcnn_jax.evaluation import evaluate
+from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.evaluation.image_files import matching_files
 from rcnn_jax.evaluation.predict import predict
 from rcnn_jax.evaluation.results import Found
 from rcnn_jax.evaluation.tiles import Tiles, merged
+from rcnn_jax.experiment import Evaluation
+from tests import scenes
 
 settings = hypothesis.settings(max_examples=60, deadline=None)
 SIZE = (100, 300)
@@ -105,6 +110,21 @@ def test_an_image_is_predicted_by_tiles(tmp_path):
   ]
   assert [one["segmentation"]["size"] for one in entries] == [[24, 90], [24, 30]]
   assert (output / "a.png").exists() and (output / "b.png").exists()
+
+
+def test_evaluation_by_tiles_finds_what_evaluation_finds(tmp_path):
+  source, model = scenes.Scenes(), scenes.ColourFinder(masks=True)
+  arguments = (model, scenes.VARIABLES, scenes.DATA, source)
+  whole = evaluate.detect_source(*arguments)
+  same = evaluate.detect_by_tiles(*arguments, Tiles(64))  # no image is larger
+  assert same.entries == sorted(whole.entries, key=lambda one: one["image_id"])
+  tiled = evaluate.detect_by_tiles(*arguments, Tiles(20, 0.5))
+  assert {one["image_id"] for one in tiled.entries} == {one["image_id"] for one in whole.entries}
+  evaluate.evaluate(*arguments, tmp_path, Evaluation(pictures=0), None, Tiles(20, 0.5))
+  assert (tmp_path / "metrics.json").exists()
+  with pytest.raises(EvaluationError, match="tiles need a model that makes its own proposals"):
+    data = dataclasses.replace(scenes.DATA, proposals=("here", "there"))
+    evaluate.detect_by_tiles(model, scenes.VARIABLES, data, source, Tiles(64))
 
 
 @pytest.mark.parametrize("side, overlap, message", [(0, 0.2, "a tile of 0 pixels"), (9, 1.0, "an overlap of 1: ")])

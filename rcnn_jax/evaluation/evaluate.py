@@ -19,6 +19,8 @@ from rcnn_jax.evaluation import coco, detect, draw, outputs, voc
 from rcnn_jax.evaluation.classes import class_keys
 from rcnn_jax.evaluation.results import Results
 from rcnn_jax.evaluation.tables import text_table
+from rcnn_jax.evaluation.tiled_source import TiledSource
+from rcnn_jax.evaluation.tiles import Tiles
 from rcnn_jax.experiment import Evaluation
 from rcnn_jax.files import naming, writing
 
@@ -40,7 +42,7 @@ MEANINGS = {
 
 
 def evaluate(
-  model, variables, data, source, outdir, settings: Evaluation = Evaluation(), mesh=None
+  model, variables, data, source, outdir, settings: Evaluation = Evaluation(), mesh=None, tiles: Tiles | None = None
 ) -> dict[str, float | None]:
   """Evaluates a model on every image of a source, once.
 
@@ -57,6 +59,7 @@ def evaluate(
     outdir: made if need be.
     settings: how many detections are counted, and how many pictures drawn.
     mesh: with an axis 'data' over which each batch is shared out.
+    tiles: look at each image by these, and not at it as a whole.
 
   Returns:
     Flat metrics in 0..1; None where the ground truth has nothing to be found.
@@ -68,7 +71,10 @@ def evaluate(
   _check_outdir(outdir)
   annotations = [source.annotations(index, masks=False) for index in range(len(source))]
   start = time.perf_counter()
-  results = detect_source(model, variables, data, source, annotations, mesh)
+  if tiles is None:
+    results = detect_source(model, variables, data, source, annotations, mesh)
+  else:
+    results = detect_by_tiles(model, variables, data, source, tiles)
   seconds = time.perf_counter() - start
   if "segm" in results.kinds:
     annotations = [source.annotations(index) for index in range(len(source))]
@@ -144,6 +150,27 @@ def detect_source(
   )
   ids = [c.id for c in source.categories]
   return detect.detect(model, variables, batches, sizes, ids, joint_offset=data.joint_offset, mesh=mesh)
+
+
+def detect_by_tiles(model, variables, data, source, tiles: Tiles) -> Results:
+  """The model's results over the whole source, each image seen by tiles, on one device.
+
+  Raises:
+    EvaluationError: the model needs proposals, or there are several processes.
+  """
+  from rcnn_jax.data import loader
+
+  if data.proposals is not None:
+    raise detect.EvaluationError("tiles need a model that makes its own proposals")
+  if jax.process_count() > 1:
+    raise detect.EvaluationError("tiles are evaluated by one process alone")
+  tiled = TiledSource(source, tiles)
+  without_truth = dataclasses.replace(data, load_masks=False, load_keypoints=False, max_objects=None)
+  sizes = {index + 1: tiled.annotations(index).size for index in range(len(tiled))}
+  ids = [category.id for category in source.categories]
+  batches = loader.eval_batches(without_truth, tiled)
+  found = detect.find(model, variables, batches, sizes, ids, joint_offset=data.joint_offset)
+  return Results.of(tiled.whole(found))
 
 
 def measure(
