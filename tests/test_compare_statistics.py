@@ -198,13 +198,13 @@ def test_where_images_alone_hide_a_difference_no_number_of_seeds_shows_it():
 
 
 @pytest.mark.long
-def test_a_thousand_draws_of_five_thousand_images_take_less_than_a_minute_of_two_cores():
+def test_draws_of_a_set_as_large_as_coco_s_lie_about_the_whole_set():
+  """Prints how long it took (docs/compare.md)."""
   truth, found = large_set(5000, per_image=60)
   matches = match(truth, Results.of(found))
   counts = bootstrap.draws(5000, 1000)
   start, spent = time.perf_counter(), time.process_time()
-  for _ in range(2):  # both detectors of a comparison
-    average_precision(matches, counts)
-  seconds, spent = time.perf_counter() - start, time.process_time() - spent
-  print(f"{seconds:.1f} s by the clock, {spent:.1f} s of one core")
-  assert spent < 60 * 2  # a minute of two cores, so that what else runs on the machine does not count
+  values, _ = (average_precision(matches, counts) for _ in range(2))  # both detectors of a comparison
+  print(f"{time.perf_counter() - start:.1f} s by the clock, {time.process_time() - spent:.1f} s of one core")
+  values = np.nanmean(values[:, 0], axis=(1, 2))
+  assert values.shape == (1001,) and abs(values[1:].mean() - values[0]) < 0.005 and 0 < values[1:].std() < 0.01
