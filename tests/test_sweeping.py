@@ -47,11 +47,12 @@ class Scripts:
   def __init__(self, workdir: pathlib.Path, scripts: dict[str, str] | None = None, sweep: Sweep = SWEEP):
     self.workdir, self.scripts, self.sweep = workdir, scripts or {}, sweep
     self.started: list[str] = []
+    for name, experiment in sweep.runs().items():
+      result = {"experiment": to_json(experiment), "metrics": {"bbox/AP": experiment.model.dropout}}
+      write_json(workdir / "results" / name / "trial.json", result)
 
   def __call__(self, name: str, slot: Slot) -> attempt.Attempt | None:
     folder, experiment = self.workdir / name, self.sweep.runs()[name]
-    result = {"experiment": to_json(experiment), "metrics": {"bbox/AP": experiment.model.dropout}}
-    write_json(self.workdir / "results" / name / "trial.json", result)
     finished = f"import os; os.link({str(self.workdir / 'results' / name / 'trial.json')!r}, 'trial.json')"
     script = f"import os; os.chdir({str(folder)!r}); " + self.scripts.get(name, finished)
     self.started.append(name)
