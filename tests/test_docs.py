@@ -37,3 +37,12 @@ def test_every_page_is_reached_from_the_front_page():
 
 def test_the_front_page_is_short():
   assert len((ROOT / "README.md").read_text().splitlines()) <= 130
+
+
+def test_every_part_of_a_paper_is_where_the_page_says():
+  places = re.findall(r"`([\w/]+\.py):([\w.]+)`", (ROOT / "docs" / "papers.md").read_text())
+  assert len(places) > 50
+  for file, symbol in places:
+    source = (ROOT / "rcnn_jax" / file).read_text()
+    for name in symbol.split("."):
+      assert re.search(rf"^ *(def|class) {name}\b", source, re.MULTILINE), f"{file}:{symbol}"
