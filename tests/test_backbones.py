@@ -73,7 +73,7 @@ def test_parameters_are_as_many_as_the_published_implementation_has(model, publi
 @pytest.mark.parametrize(
   "model, shifts",
   [
-    (SqueezeNet(levels=(3, 5)), [3, 7]),
+    pytest.param(SqueezeNet(levels=(3, 5)), [3, 7], marks=pytest.mark.long),
     (SqueezeNet(levels=(3, 5), padded=True), [0, 0]),
     (ResNet(18, levels=(2, 3)), [0, 0]),
   ],
@@ -191,6 +191,7 @@ def test_upsampling_repeats_the_nearest_cell():
   assert np.asarray(upsample(x, (4, 3)))[0, :, :, 0].tolist() == [[1, 1, 2], [1, 1, 2], [3, 3, 4], [3, 3, 4]]
 
 
+@pytest.mark.long
 def test_stages_that_are_computed_anew_have_the_same_gradients():
   images = jax.random.normal(KEY, (1, 64, 64, 3))
   usual = ResNet(18, norm="batch")

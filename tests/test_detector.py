@@ -369,6 +369,7 @@ def test_the_keypoint_loss_is_the_mean_over_the_labelled_joints_of_the_foregroun
   assert of_all.losses(logits, samples, truth)["roi_keypoint"] == pytest.approx(3 * np.log(16) / 9)
 
 
+@pytest.mark.long
 def test_a_mask_head_without_a_pool_shares_the_trunks_features():
   model = small_detector(
     trunk=Res5Trunk(18), pool=RoiAlign(output_size=4), heads=(MaskHead(None, num_convs=0, channels=4),)

@@ -87,7 +87,7 @@ MASK_MODELS = [
 KEYPOINT_MODEL = pytest.param("keypointrcnn_resnet50_fpn", marks=pytest.mark.long)
 
 
-@pytest.mark.parametrize("batch_size", [1, pytest.param(4, marks=pytest.mark.long)])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.long), 4])
 @pytest.mark.parametrize("name", [*MASK_MODELS, KEYPOINT_MODEL])
 def test_detections(name, batch_size):
   twins, total, classes = 0, 0, set()

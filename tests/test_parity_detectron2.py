@@ -100,8 +100,8 @@ def twin(entries: list[dict], detection: np.ndarray) -> dict | None:
 COMPARISONS = [
   ("mask_rcnn_R_50_FPN_3x", 4, 12),
   ("mask_rcnn_R_50_C4_3x", 4, 4),
-  ("faster_rcnn_R_50_DC5_3x", 4, 4),
 ]
+COMPARISONS += [pytest.param("faster_rcnn_R_50_DC5_3x", 4, 4, marks=pytest.mark.long)]
 COMPARISONS += [
   pytest.param(name, batch_size, 20, marks=pytest.mark.long)
   for name in filling.DETECTRON2_RECORDED
@@ -209,6 +209,7 @@ def test_a_cascades_losses_of_the_same_samples():
     np.testing.assert_allclose(terms[ours], recorded("cascade")[theirs], rtol=1e-4, err_msg=ours)
 
 
+@pytest.mark.long
 def test_a_cascades_detections():
   model, filled = small_cascade()
   found = jax.jit(lambda batch: model.apply(filled, batch, method="detect"))(loss_batch())

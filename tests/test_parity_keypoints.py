@@ -75,6 +75,7 @@ def losses_and_gradients() -> tuple[dict, dict]:
   return terms, torchvision.export({"params": gradients}, detector())
 
 
+@pytest.mark.long
 def test_losses_of_the_same_samples():
   terms, _ = losses_and_gradients()
   answers = recorded("keypoint_losses")

@@ -161,6 +161,7 @@ def detections(images: list[np.ndarray]) -> list[np.ndarray]:
   return [rows[valid] for rows, valid in zip(columns, found.valid)]
 
 
+@pytest.mark.long
 def test_detections_on_images_that_need_no_resizing():
   twins, total = 0, 0
   for name, image in filling.detect_images().items():

@@ -179,11 +179,12 @@ def experiment_seeds() -> list[bytes]:
 
 def trial(data: bytes) -> None:
   """A trial's trial.json, and the same bytes as a ladder's ladder.json."""
-  from launch import ladder, sweep
+  from launch import ladder
+  from rcnn_jax.sweeping import trials
 
   (folder() / "trial.json").write_bytes(data)
   with contextlib.redirect_stderr(io.StringIO()):
-    sweep.result_of(folder(), demo())
+    trials.result_of(folder(), demo())
     assert isinstance(ladder.past_timing(folder() / "trial.json"), dict)
 
 
