@@ -11,8 +11,8 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 COMMAND = """
+from launch import flags as launch_flags  # first, as in every command
 import jax
-from launch import flags as launch_flags
 
 def main(argv):
   events = []
@@ -28,7 +28,8 @@ launch_flags.run(main, lambda: None)
 def start(folder: pathlib.Path, *options: str, **environment: str) -> str:
   """What a command that compiles a program says: how many it found, and the bound on their bytes."""
   kept = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XDG_", "RCNN_JAX"))}
-  kept |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment
+  # As a Python program with JAX leaves it.
+  kept |= {"TF_CPP_MIN_LOG_LEVEL": "1", "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment
   path = folder / "command.py"
   path.write_text(COMMAND)
   words = [sys.executable, str(path), *options]
