@@ -20,6 +20,7 @@ import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Sequence
 
 from absl import app, flags
 
@@ -104,10 +105,10 @@ def batch_sizes(experiment: Experiment) -> tuple[int, int]:
   return (FLAGS.batch_size, FLAGS.batch_size) if FLAGS.batch_size else tuple(experiment.data.batch_size)
 
 
-def peer_of(experiment: Experiment, sizes: tuple[int, int]) -> peers.Peer:
-  """The peer, with the same detector."""
+def peer_of(experiment: Experiment, sizes: tuple[int, int], steps: Sequence[str] = ("train", "detect")) -> peers.Peer:
+  """The peer, with the same detector, for these steps."""
   best = timing.is_accelerated() if FLAGS.peer_best is None else FLAGS.peer_best
-  return peers.Peer(FLAGS.peer_python, peers.request(experiment, sizes, settings()) | {"best": best})
+  return peers.Peer(FLAGS.peer_python, peers.request(experiment, sizes, settings(), steps) | {"best": best})
 
 
 def step_report(report: dict) -> None:
@@ -187,7 +188,9 @@ def accelerator_report(report: dict) -> None:
     keep(report)
     print(tables.of_row(row), flush=True)
 
-  make_peer = (lambda row: peer_of(row.experiment, (row.batch_size, row.batch_size))) if FLAGS.peer else None
+  make_peer = None
+  if FLAGS.peer:
+    make_peer = lambda row: peer_of(row.experiment, (row.batch_size, row.batch_size), [row.what])
   accelerator.measure(asked, settings(), FLAGS.budget, told, make_peer)
   report["ops"] = measured_ops(
     report, asked[0].experiment.data.canvases[0] if FLAGS.experiment else accelerator.CANVAS

@@ -249,7 +249,7 @@ def prepared_steps(request: dict) -> tuple[dict[str, Callable[[], object]], dict
   if len(runs) == 1:
     return runs["plain"], told
   chosen = {}
-  for what in ("train", "detect"):
+  for what in request["steps"]:
     # Two uncounted steps: the first compiles, the second may choose kernels.
     times = {name: (seconds_of(run[what], 2), seconds_of(run[what], 1))[1] for name, run in runs.items()}
     told[f"{what}_variant"] = min(times, key=times.get)

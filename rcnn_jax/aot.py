@@ -1,6 +1,6 @@
 """What the text of a compiled program (HLO) tells: its collectives, its largest buffers, the lines that made them.
 
-Needs nothing but Python. Sizes are those of one device.
+Sizes are those of one device.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterator
+from typing import Any
 
 COLLECTIVES = (
   "all-reduce",
@@ -77,6 +78,21 @@ def largest_buffers(text: str, count: int) -> list[Buffer]:
       line = named.get(_first(r"calls=%?([\w.\-]+)", line), line)
     rows.append(Buffer(size, shapes, opcode, _first(r'op_name="([^"]*)"', line), _source(line, lines)))
   return sorted(rows, key=lambda row: -row.bytes)[:count]
+
+
+def counted(module: Any) -> dict[str, float]:
+  """XLA's own count over a program in its language: {'flops', 'bytes accessed', …}; {} where JAX has no CPU backend.
+
+  A GPU's compiler turns products into calls of libraries, in which nothing is counted: count before it compiles.
+  """
+  import jax
+  from jax._src.lib import _jax  # no public part of JAX
+
+  try:
+    (device, *_) = jax.devices("cpu")
+  except RuntimeError:  # JAX_PLATFORMS leaves it out
+    return {}
+  return _jax.hlo_module_cost_analysis(device.client, module)
 
 
 def custom_calls(text: str) -> dict[str, int]:

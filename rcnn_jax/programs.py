@@ -137,19 +137,12 @@ def work_of(asked: Asked, mesh: Mesh, program: Any, done: Any, chip: Chip) -> di
     share = dataclasses.replace(asked, batch_size=asked.batch_size // mesh.size)
     share = dataclasses.replace(share, experiment=dataclasses.replace(asked.experiment, mesh=experiments.Mesh()))
     program = lowered(share, Mesh(mesh.devices[:1], mesh.axis_names))
-  flops = _counted(program.compiler_ir("hlo").as_hlo_module())["flops"]
+  flops = aot.counted(program.compiler_ir("hlo").as_hlo_module())["flops"]
   (module,) = done.runtime_executable().hlo_modules()
   # Of a library's call the count says -1 byte.
   calls = sum(aot.custom_calls(done.as_text()).values())
-  moved = _counted(module)["bytes accessed"] + calls + aot.library_bytes(done.as_text())
+  moved = aot.counted(module)["bytes accessed"] + calls + aot.library_bytes(done.as_text())
   return {"flops": flops, "bytes": moved}
-
-
-def _counted(module: Any) -> dict[str, float]:
-  """XLA's own count over a program in its language, which is no public part of JAX."""
-  from jax._src.lib import _jax
-
-  return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)
 
 
 def roofline(flops: float, moved: float, chip: Chip, dtype: str) -> dict:

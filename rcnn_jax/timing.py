@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import jax
 
+from rcnn_jax import aot
 from rcnn_jax.types import Batch
 
 if TYPE_CHECKING:
@@ -68,8 +69,7 @@ def compile_timed(function: Callable, *inputs) -> tuple[Callable, dict]:
   lowered = function.lower(*inputs)
   compiled = lowered.compile()
   told = {"compile_s": time.perf_counter() - began}
-  # Counted before compiling: on a GPU, what is a call of a library afterwards counts nothing.
-  memory, cost = compiled.memory_analysis(), lowered.cost_analysis() or compiled.cost_analysis() or {}
+  memory, cost = compiled.memory_analysis(), aot.counted(lowered.compiler_ir("hlo").as_hlo_module())
   if memory is not None:
     told["program_memory_MiB"] = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
   if "flops" in cost:

@@ -23,7 +23,8 @@ def test_squared_products_of_a_small_matrix_with_many_rows(num_rows):
   rows = np.zeros((num_rows, 3), np.float32)
   rows[:, 0] = np.arange(num_rows)
   matrix = np.eye(3, dtype=np.float32)
-  sums = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(rows)
+  with jax.default_matmul_precision("highest"):  # a GPU's products of float32 are TensorFloat-32 else
+    sums = jax.jit(jax.vmap(lambda row: jnp.sum((matrix @ row) ** 2)))(rows)
   np.testing.assert_array_equal(sums, rows[:, 0] ** 2)
 
 

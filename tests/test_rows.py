@@ -105,8 +105,9 @@ def test_the_logits_of_a_rows_own_class_are_that_channel_of_the_convolution():
   channels = np.array([0, 6, 2, 2])
   variables = OwnLogits(7).init(jax.random.key(0), x, channels)
   variables["params"]["bias"] = jnp.arange(7.0)
-  every = Conv(7, logits=True).apply(variables, x)
-  own = OwnLogits(7).apply(variables, x, channels)
+  with jax.default_matmul_precision("highest"):  # a GPU's products of float32 are TensorFloat-32 else
+    every = Conv(7, logits=True).apply(variables, x)
+    own = OwnLogits(7).apply(variables, x, channels)
   assert_allclose(own, np.take_along_axis(np.asarray(every), channels[:, None, None, None], -1)[..., 0], rtol=1e-5)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 import subprocess
+from collections.abc import Sequence
 
 import jax
 
@@ -59,8 +60,10 @@ class Peer:
     return answer
 
 
-def request(experiment: Experiment, sizes: tuple[int, int], settings: Settings) -> dict:
-  """What the peer needs to build the same detector."""
+def request(
+  experiment: Experiment, sizes: tuple[int, int], settings: Settings, steps: Sequence[str] = ("train", "detect")
+) -> dict:
+  """What the peer needs to build the same detector, and which of its steps will be measured."""
   from rcnn_jax.experiment import to_json
 
   return {
@@ -68,6 +71,7 @@ def request(experiment: Experiment, sizes: tuple[int, int], settings: Settings) 
     "num_classes": sized_model(experiment, settings.num_classes).num_classes,
     "canvas": pipeline.example_canvas(experiment.data),
     "batch_size": sizes,
+    "steps": list(steps),
     "num_objects": settings.num_objects,
     "num_found": settings.num_found,
     "num_keypoints": num_keypoints(experiment.model),

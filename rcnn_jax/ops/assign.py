@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from rcnn_jax.ops import boxes
+from rcnn_jax.ops.bits import packed
 from rcnn_jax.types import GroundTruth, RoiSamples
 
 
@@ -114,16 +115,15 @@ def match_anchors(
   def part(rows):
     anchors, valid = rows
     iou = jnp.where(valid[:, None] & truth_valid[None, :], boxes.iou(anchors, objects), -1.0)
-    iou = jax.lax.optimization_barrier(
-      iou
-    )  # computed once: twice, it might be rounded in two ways, and no tie be found
+    # Computed once: twice, it might be rounded in two ways, and no tie be found.
+    iou = jax.lax.optimization_barrier(iou)
     best_of_truth = iou.max(axis=0)
-    return iou.max(axis=1), iou.argmax(axis=1).astype(jnp.int32), _packed(iou == best_of_truth), best_of_truth
+    return iou.max(axis=1), iou.argmax(axis=1).astype(jnp.int32), packed(iou == best_of_truth), best_of_truth
 
   best, matched, ties, best_of_truth = jax.lax.map(part, (divided(anchors), divided(anchor_valid)))
   highest = best_of_truth.max(axis=0)
   here = (best_of_truth == highest) & (highest > 0)  # bool[N / chunk, M]: the chunk has the highest overlap of all
-  low_quality = (ties & _packed(here)[:, None] != 0).any(axis=-1)
+  low_quality = (ties & packed(here)[:, None] != 0).any(axis=-1)
   best, matched, low_quality = (x.reshape(-1)[:num_anchors] for x in (best, matched, low_quality))
   foreground = (best >= foreground_iou) | low_quality
   return Match(
@@ -178,13 +178,6 @@ def targets(samples: Samples, match: Match, boxes: jax.Array, truth: GroundTruth
     matched=matched,
     valid=samples.valid,
   )
-
-
-def _packed(flags: jax.Array) -> jax.Array:
-  """bool[..., M] -> u32[..., ceil(M / 32)], a bit for each."""
-  flags = jnp.pad(flags, ((0, 0),) * (flags.ndim - 1) + ((0, -flags.shape[-1] % 32),))
-  words = flags.reshape(*flags.shape[:-1], -1, 32).astype(jnp.uint32)
-  return (words << jnp.arange(32, dtype=jnp.uint32)).sum(axis=-1, dtype=jnp.uint32)
 
 
 def _draw(draws: jax.Array, eligible: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:

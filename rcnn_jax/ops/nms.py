@@ -1,12 +1,9 @@
 """Non-maximum suppression, exactly greedy or soft, as one program of fixed size.
 
-Greedy suppression is sequential: a box is kept unless a kept box of higher score overlaps it. The same set is the
-fixed point of applying that sentence to all boxes at once, starting with all kept: after t rounds the first t
-boxes are right, and in practice a handful of rounds, the longest chain of suppressions, is enough.
-
-A chain may be as long as there are boxes, and a round looks at every pair. So the boxes are swept in blocks, by
-falling score: the fixed point is that of one block, and what it keeps then suppresses all boxes behind it at once.
-However the boxes lie, there are about N rounds of BLOCK * BLOCK pairs at most, and N * N overlaps.
+Greedy suppression is sequential: a box is kept unless a kept box of higher score overlaps it. The boxes are swept in
+blocks, by falling score: each block is decided by itself, and what it keeps then suppresses all boxes behind it at
+once. Within a block the boxes are bits of words, and a box takes those that it suppresses out of a word at a time. So
+the work is the same however the boxes lie: N * N overlaps at most, and a few operations of whole words for each box.
 """
 
 from __future__ import annotations
@@ -17,9 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from rcnn_jax.ops import boxes as box_ops
+from rcnn_jax.ops.bits import WORD, packed, unpacked
 
-# Boxes decided together. Of 2,000 boxes in a chain, blocks of 256 take twice as long, and of random ones the same.
-BLOCK = 128
+BLOCK = 128  # boxes that suppress those behind them together
 
 
 def nms(
@@ -114,31 +111,23 @@ def _ordered_survivors(boxes, scores, valid, iou_threshold, groups, enough) -> t
     return jnp.zeros(0, jnp.int32), valid
   # Rows that are not valid go last, so that the sweep ends before them.
   order = jnp.argsort(jnp.where(valid, -scores, jnp.inf), stable=True).astype(jnp.int32)
-  size = min(BLOCK, num_rows)
+  size = min(BLOCK, num_rows + -num_rows % WORD)
   order = jnp.pad(order, (0, -num_rows % size))
   rank = jnp.arange(order.shape[0])
   boxes, keep = jnp.asarray(boxes)[order], jnp.asarray(valid)[order] & (rank < num_rows)
   groups = None if groups is None else jnp.asarray(groups)[order]
   end = jnp.max(jnp.where(keep, rank + 1, 0))
-  earlier = rank[:size, None] < rank[None, :size]
 
   def sweep(state):
     start, keep = state
     block = lambda rows: jax.lax.dynamic_slice_in_dim(rows, start, size)
     suppresses = box_ops.iou(block(boxes), boxes) > iou_threshold  # [suppressor, suppressed]
+    suppresses &= block(rank)[:, None] < rank[None]
     if groups is not None:
       suppresses &= block(groups)[:, None] == groups[None]
-    inside = jax.lax.dynamic_slice_in_dim(suppresses, start, size, axis=1) & earlier
-    left = block(keep)  # by the blocks before
-
-    def refine(state):
-      keep, _ = state
-      refined = left & ~(inside & keep[:, None]).any(axis=0)
-      return refined, (refined != keep).any()
-
-    kept, _ = jax.lax.while_loop(lambda state: state[1], refine, (left, left.any()))
-    suppressed = (suppresses & kept[:, None]).any(axis=0) & (rank >= start + size)
-    return start + size, jax.lax.dynamic_update_slice_in_dim(keep & ~suppressed, kept, start, axis=0)
+    kept = _decide(jax.lax.dynamic_slice_in_dim(suppresses, start, size, axis=1), block(keep))
+    keep &= ~(suppresses & kept[:, None]).any(axis=0)
+    return start + size, keep
 
   def unfinished(state):
     start, keep = state
@@ -146,3 +135,24 @@ def _ordered_survivors(boxes, scores, valid, iou_threshold, groups, enough) -> t
 
   _, keep = jax.lax.while_loop(unfinished, sweep, (jnp.int32(0), keep))
   return order[:num_rows], keep[:num_rows]
+
+
+def _decide(suppresses: jax.Array, left: jax.Array) -> jax.Array:
+  """bool[n]: which boxes of a block are kept, of those that the blocks before have left.
+
+  Args:
+    suppresses: bool[n, n], what each suppresses where it is kept: boxes behind it alone. n is a multiple of WORD.
+    left: bool[n].
+  """
+  words = packed(suppresses)
+
+  def decide_word(word, kept):
+    rows = jax.lax.dynamic_slice_in_dim(words, word * WORD, WORD)
+    inside = jax.lax.dynamic_index_in_dim(rows, word, axis=1, keepdims=False)
+    own = jax.lax.dynamic_index_in_dim(kept, word, keepdims=False)
+    for bit in range(WORD):  # numbers, not arrays of them: one short piece of code on any device
+      own &= ~(inside[bit] * ((own >> bit) & 1))
+    return kept & ~jnp.bitwise_or.reduce(jnp.where(unpacked(own)[:, None], rows, 0), axis=0)
+
+  kept = jax.lax.fori_loop(0, words.shape[1], decide_word, packed(left))
+  return unpacked(kept)
