@@ -86,7 +86,7 @@ CHIPS = {
   "v6e": Chip(918e12, 918e12, 1640e9, 32 * 2**30, SQUARES, "TPU v6 lite"),
   "v5p": Chip(459e12, 459e12, 2765e9, 95 * 2**30, CUBES, "TPU v5"),
   "h100": _gpu(989.4e12, 494.7e12, 3352320000000, 84942979072, "NVIDIA H100 80GB HBM3", HOPPER),
-  "h200": _gpu(989.4e12, 494.7e12, 4800000000000, 151397597184, "NVIDIA H200 141GB HBM3e", HOPPER),
+  "h200": _gpu(989.4e12, 494.7e12, 4800000000000, 151397597184, "NVIDIA H200", HOPPER),
   "a100_80": _gpu(312e12, 156e12, 2039040000000, 85100068864, "NVIDIA A100-SXM4-80GB", AMPERE),
 }
 
@@ -157,7 +157,7 @@ def compiler_options(chip: Chip) -> dict[str, bool]:
   """What the compiler is told beside its defaults.
 
   XLA of jax below 0.12 ends the process on matrix products of some of our detectors when it fuses them by Triton
-  (openxla/xla#47381). A machine with such a GPU needs the same: XLA_FLAGS=--xla_gpu_enable_triton_gemm=false.
+  (openxla/xla#47381). Where that happens on a machine with a GPU, XLA_FLAGS=--xla_gpu_enable_triton_gemm=false helps.
   """
   return {"xla_gpu_enable_triton_gemm": False} if chip.target and jax.__version_info__ < (0, 12) else {}
 

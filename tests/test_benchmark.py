@@ -110,11 +110,11 @@ def test_steps_are_left_out_when_their_time_is_over_and_halved_when_they_do_not_
 
 def test_the_share_of_the_peak_is_told_of_devices_that_are_known(monkeypatch):
   told = {"ours": SUMMARY, "GFLOP": 4947.0}
-  assert accelerator.utilisation(told, "bfloat16") == {}
-  monkeypatch.setattr(
-    accelerator.jax, "devices", lambda: [type("Device", (), {"device_kind": "NVIDIA H200 141GB HBM3e"})]
-  )
-  assert accelerator.utilisation(told, "bfloat16") == {"peak_share": 4947e9 / 0.5 / chips.CHIPS["h200"].bfloat16}
+  mask, faster = accelerator.rows()[0].experiment, accelerator.rows()[2].experiment
+  assert accelerator.utilisation(told, faster) == {}
+  monkeypatch.setattr(accelerator.jax, "devices", lambda: [type("Device", (), {"device_kind": "NVIDIA H200"})])
+  assert accelerator.utilisation(told, faster) == {"peak_share": 4947e9 / 0.5 / chips.CHIPS["h200"].bfloat16}
+  assert accelerator.utilisation(told, mask) == {}
 
 
 def test_each_axis_changes_one_thing():

@@ -83,7 +83,7 @@ def _fitted(row: Row, settings: Settings, make_peer: Callable[[Row], Any] | None
     try:
       measure_peer = (lambda: peer.measure(row.what)) if peer else None
       told = step.measured(row.what, row.experiment, row.batch_size, settings, measure_peer)
-      return told | utilisation(told, row.experiment.model.dtype) | ({"peer_says": peer.versions} if peer else {})
+      return told | utilisation(told, row.experiment) | ({"peer_says": peer.versions} if peer else {})
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error) or row.batch_size == 1:
         return {"batch_size": row.batch_size, "left_out": " ".join(str(error).split())[:300]}
@@ -93,10 +93,13 @@ def _fitted(row: Row, settings: Settings, make_peer: Callable[[Row], Any] | None
         peer.close()
 
 
-def utilisation(told: dict, dtype: str) -> dict[str, float]:
-  """{'peak_share'}: FLOP/s of the step by those of all devices; {} of a device of which the peak is not known."""
+def utilisation(told: dict, experiment: Experiment) -> dict[str, float]:
+  """{'peak_share'}: FLOP/s of the step by those of all devices; {} where either is not known.
+
+  Of a head that runs over the rows that exist, the work is counted as if there were all.
+  """
   kind = jax.devices()[0].device_kind
   known = [chip for chip in chips.CHIPS.values() if chip.kind == kind]
-  if not known or "GFLOP" not in told:
+  if not known or "GFLOP" not in told or experiment.model.heads:
     return {}
-  return {"peak_share": told["GFLOP"] * 1e9 / told["ours"]["s"] / getattr(known[0], dtype)}
+  return {"peak_share": told["GFLOP"] * 1e9 / told["ours"]["s"] / getattr(known[0], experiment.model.dtype)}
