@@ -13,7 +13,7 @@ import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
-from launch import ending, programs
+from launch import compilation_cache, ending
 from rcnn_jax import experiment as experiments
 from rcnn_jax import ranges
 from rcnn_jax.experiment import Experiment
@@ -136,7 +136,7 @@ def run(main: Callable[[list[str]], None], define_flags: Callable[[], None], kee
       _end(f"unexpected argument {argv[1]!r}; every option is --name=value", 2)
     try:
       if keep_programs:
-        programs.keep(FLAGS.compilation_cache)
+        compilation_cache.keep(FLAGS.compilation_cache)
       main(argv)
       sys.stdout.flush()
       for error in in_threads:

@@ -44,19 +44,10 @@ def test_one_and_eight_devices_give_the_same_losses():
 
 
 EXPERIMENT = """
-import dataclasses
-from experiments.demo import experiment as base
-from rcnn_jax.data.shapes import Shapes
 from rcnn_jax.experiment import Checkpoints, Evaluation
-from rcnn_jax.training.optim import Cosine
-from rcnn_jax.training.stages import Sgd
-from tests.small_detector import small_detector
-shapes = dict(data_dir={data!r}, side=64, num_train=24, num_eval=6)
-experiment = dataclasses.replace(
-  base, name="killed", model=small_detector(num_classes=None), stages=(Sgd(steps=24, schedule=Cosine(0.01)),),
-  data=dataclasses.replace(
-    base.data, train=Shapes(split="train", **shapes), eval=Shapes(split="eval", **shapes), canvases=((64, 64),),
-    batch_size=(4, 4)),
+from tests.small_experiment import on_shapes
+experiment = on_shapes(
+  {data!r}, steps=24, num_train=24, num_eval=6,
   evaluation=Evaluation(every_steps=None), checkpoints=Checkpoints(every_steps=4),
 )
 """

@@ -86,24 +86,12 @@ def test_the_queue_says_which_trials_it_has(tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------------------ a real one, here
 
 SWEPT = """
-import dataclasses
-from experiments.demo import experiment as demo
-from rcnn_jax.data.shapes import Shapes
-from rcnn_jax.experiment import Checkpoints, Evaluation
+from rcnn_jax.experiment import Checkpoints
 from rcnn_jax.models.pooling import RoiMaxPool
 from rcnn_jax.sweep import Sweep
 from rcnn_jax.sweeping.resources import Resources
-from rcnn_jax.training.optim import Cosine
-from rcnn_jax.training.stages import Sgd
-from tests.small_detector import small_detector
-shapes = dict(data_dir={data!r}, side=64, num_train=8, num_eval=4)
-base = dataclasses.replace(
-  demo, name="swept", model=small_detector(num_classes=None), stages=(Sgd(steps=60, schedule=Cosine(0.01)),),
-  data=dataclasses.replace(
-    demo.data, train=Shapes(split="train", **shapes), eval=Shapes(split="eval", **shapes), canvases=((64, 64),),
-    batch_size=(4, 4), load_masks=False),
-  evaluation=Evaluation(pictures=0), checkpoints=Checkpoints(every_steps=5),
-)
+from tests.small_experiment import on_shapes
+base = on_shapes({data!r}, steps=60, checkpoints=Checkpoints(every_steps=5))
 axes = {{"roi_op": {{"align": {{}}, "max_pool": {{"model.pool": RoiMaxPool(3)}}}}}}
 sweep = Sweep(base, axes, seeds=(0, 1, 2), resources=Resources(cpus=1, hours=1.0))
 """

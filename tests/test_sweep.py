@@ -170,23 +170,9 @@ def test_units_need_nothing_of_each_other():
 
 
 FILE = """
-import dataclasses
-from experiments.demo import experiment as demo
-from rcnn_jax.data.shapes import Shapes
-from rcnn_jax.experiment import Checkpoints, Evaluation
 from rcnn_jax.sweep import Sweep
-from rcnn_jax.training.optim import Cosine
-from rcnn_jax.training.stages import Sgd
-from tests.small_detector import small_detector
-shapes = dict(data_dir={data!r}, side=64, num_train=8, num_eval=4)
-base = dataclasses.replace(
-  demo, name="swept", model=small_detector(num_classes=None), stages=(Sgd(steps=2, schedule=Cosine(0.01)),),
-  data=dataclasses.replace(
-    demo.data, train=Shapes(split="train", **shapes), eval=Shapes(split="eval", **shapes), canvases=((64, 64),),
-    batch_size=(4, 4), load_masks=False),
-  evaluation=Evaluation(pictures=0), checkpoints=Checkpoints(),
-)
-sweep = Sweep(base, {axes}, trained_once={trained_once})
+from tests.small_experiment import on_shapes
+sweep = Sweep(on_shapes({data!r}, steps=2), {axes}, trained_once={trained_once})
 """
 
 

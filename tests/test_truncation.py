@@ -98,18 +98,8 @@ def test_what_cannot_be_truncated_is_refused():
 
 
 EXPERIMENT = """
-import dataclasses
-from experiments.demo import experiment as base
-from rcnn_jax.data.shapes import Shapes
-from rcnn_jax.training.optim import Constant
-from rcnn_jax.training.stages import Sgd
-from tests.small_detector import small_detector
-shapes = dict(data_dir={data!r}, side=64, num_train=8, num_eval=4)
-experiment = dataclasses.replace(
-  base, name="small", model=small_detector(num_classes=None), stages=(Sgd(steps=2, schedule=Constant(0.01)),),
-  data=dataclasses.replace(base.data, train=Shapes(split="train", **shapes), eval=Shapes(split="eval", **shapes),
-    canvases=((64, 64),), batch_size=(4, 4), load_masks=False),
-)
+from tests.small_experiment import on_shapes
+experiment = on_shapes({data!r}, steps=2)
 """
 
 

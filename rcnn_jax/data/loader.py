@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import math
 from collections.abc import Iterable, Iterator, Sequence
 
 import grain
@@ -71,8 +70,8 @@ class Epoch:
     """How many batches of an epoch are of this canvas; no batch has an image twice, however often it is repeated."""
     if self.factors is None:
       return -(-len(self.groups[canvas]) // self.batch_size)
-    draws, most = sampling.num_draws(self.factors[canvas]), math.ceil(self.factors[canvas].max() - 1e-9)
-    return max(-(-draws // self.batch_size), min(draws, most))
+    factors = self.factors[canvas]
+    return max(-(-sampling.num_draws(factors) // self.batch_size), sampling.most_draws(factors))
 
 
 class TrainPlan:
@@ -112,7 +111,7 @@ class TrainPlan:
 
   def _dealt(self, number: int, canvas: tuple[int, int], rng: np.random.Generator) -> list[Rows]:
     members, num_batches = self._whole.groups[canvas], self._whole.num_batches(canvas)
-    counts = np.minimum(sampling.draws(self._whole.factors[canvas], rng), num_batches)
+    counts = sampling.draws(self._whole.factors[canvas], rng)
     order = rng.permutation(len(members))
     places = np.repeat(order, counts[order])
     times = np.arange(len(places)) - np.repeat(np.cumsum(counts[order]) - counts[order], counts[order])

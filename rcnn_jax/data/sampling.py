@@ -7,6 +7,7 @@ A sampler has `factors(pairs, num_images)`, f64[n]: how often each of n images i
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -66,6 +67,12 @@ def pairs(source: Source, images: np.ndarray) -> np.ndarray:
 def num_draws(factors: np.ndarray) -> int:
   """How many draws an epoch has, at least one."""
   return max(1, round(float(factors.sum())))
+
+
+def most_draws(factors: np.ndarray) -> int:
+  """How often an epoch may have the image that it has most often: factors are stretched to a whole number of draws."""
+  total = num_draws(factors)
+  return min(total, math.ceil(float(factors.max()) * total / float(factors.sum()) - 1e-9))
 
 
 def draws(factors: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -23,7 +23,7 @@ def keep(folder: str | None = None) -> None:
   Where the environment names a folder (JAX_COMPILATION_CACHE_DIR), that is taken as JAX takes it. A folder that cannot
   be written is named in a warning, and programs are compiled anew. No device is looked at.
   """
-  from jax.experimental.compilation_cache import compilation_cache
+  from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
   # A cache that cannot be read or written costs time and nothing else.
   warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
@@ -40,7 +40,7 @@ def keep(folder: str | None = None) -> None:
     logger.warning("%s: %s: compiled programs are not kept", place, (error.strerror or str(error)).lower())
     return
   jax.config.update("jax_compilation_cache_dir", str(place.absolute()))
-  compilation_cache.reset_cache()  # a program that was compiled before has settled that there is none
+  reset_cache()  # a program that was compiled before has settled that there is none
 
 
 def default_folder() -> pathlib.Path:
