@@ -9,7 +9,6 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -97,7 +96,7 @@ def with_experiment(run: Any, experiment: Experiment) -> Any:
 
   model = experiment.model.with_data(run.categories, run.keypoints)
   canvas = pipeline.example_canvas(experiment.data)
-  asked_for = jax.eval_shape(lambda: detector.init_variables(model, jax.random.key(0), canvas))
+  asked_for = detector.variable_shapes(model, canvas)
   checkpoint.take_params(asked_for, run.variables)
   return dataclasses.replace(run, experiment=experiment)
 

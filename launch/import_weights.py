@@ -147,9 +147,12 @@ def imported(
 ) -> dict:
   """The variables of the model with the values of the tensors; raises WeightsError for a misfit."""
   canvas = pipeline.example_canvas(experiment.data)
-  fresh = lambda: detector.init_variables(model, jax.random.key(experiment.seed), canvas)
+  if skip:  # what is left out stays as it is drawn
+    template = detector.init_variables(model, jax.random.key(experiment.seed), canvas)
+  else:
+    template = detector.variable_shapes(model, canvas)
   try:
-    return library.load(tensors, fresh() if skip else jax.eval_shape(fresh), model, skip)
+    return library.load(tensors, template, model, skip)
   except WeightsError as error:
     hint = " (--skip='(box|mask)/.*' leaves heads of other classes out)"
     raise WeightsError(f"{error}{hint if '_predictor' in str(error) else ''}") from error

@@ -20,7 +20,7 @@ from rcnn_jax import aot
 from rcnn_jax import experiment as experiments
 from rcnn_jax.chips import LONGEST, Chip, CompileError, compiler_options
 from rcnn_jax.experiment import Experiment
-from rcnn_jax.models.detector import init_variables
+from rcnn_jax.models.detector import variable_shapes
 from rcnn_jax.synthetic import largest_canvas, sized_model, synthetic_batch
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training import step as steps
@@ -56,7 +56,7 @@ def lowered(asked: Asked, mesh: Mesh) -> Any:
   if asked.what == "train":
     mesh = Mesh(mesh.devices.reshape(-1, asked.experiment.mesh.model), ("data", "model"))
   model = sized_model(asked.experiment, asked.num_classes)
-  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), asked.canvas))
+  variables = variable_shapes(model, asked.canvas)
   copies, divided = meshes.replicated(mesh), meshes.along_data(mesh)
   # One image is drawn; of the others the shape is enough.
   sizes = {"num_objects": asked.num_objects, "num_classes": asked.num_classes, "canvas": asked.canvas}

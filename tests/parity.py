@@ -12,7 +12,7 @@ import pytest
 from flax import traverse_util
 
 from rcnn_jax.data import images
-from rcnn_jax.models.detector import Detector, init_variables
+from rcnn_jax.models.detector import Detector, variable_shapes
 from rcnn_jax.weights import backbone, torchvision
 from rcnn_jax.weights.library import Library
 from tests import filling
@@ -64,7 +64,7 @@ def filled_detector(shapes: dict, detector: Detector, library: Library = torchvi
 
 def shapes_of(model: Detector) -> dict:
   """The shapes of the detector's variables; none is computed."""
-  return jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  return variable_shapes(model, (64, 64))
 
 
 def numbered(shapes: dict) -> dict:

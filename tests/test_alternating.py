@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from rcnn_jax.experiment import Checkpoints, ExperimentError, from_json, to_json
-from rcnn_jax.models.detector import init_variables
+from rcnn_jax.models.detector import init_variables, variable_shapes
 from rcnn_jax.models.proposers import AlternatingRpn
 from rcnn_jax.training import checkpoint, loop, moves
 from rcnn_jax.training import mesh as meshes
@@ -97,7 +97,7 @@ def test_a_stage_that_does_not_fit_the_model_is_told_before_the_first_begins(tmp
       loop.run(exp, str(tmp_path), tiny.model_of(exp), tiny.variables_of(exp), tiny.STEPS_PER_EPOCH, None, mesh=ONE)
   exp = dataclasses.replace(tiny.experiment((good,)), data=tiny.Data(canvases=(CANVAS,)))
   model = small_detector()
-  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), CANVAS))
+  variables = variable_shapes(model, CANVAS)
   with pytest.raises(TrainingError, match="the model has no loss size: it has roi_box, roi_class, rpn_"):
     check_losses(exp, model, variables)
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from rcnn_jax.models.cascade import THREE_STAGES, Refinement, mean_logits, refined, scale_gradient
-from rcnn_jax.models.detector import init_variables
+from rcnn_jax.models.detector import init_variables, variable_shapes
 from rcnn_jax.models.heads import BoxHead, FcTrunk, MaskHead
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.ops import boxes as box_ops
@@ -111,7 +111,7 @@ def test_a_scaled_gradient_leaves_the_value_alone():
 
 def test_stages_have_parameters_of_their_own_and_the_first_ones_are_those_of_a_detector_without_them():
   params = fresh()["params"]
-  plain = jax.eval_shape(lambda: init_variables(CASCADE.clone(cascade=()), jax.random.key(0), CANVAS))["params"]
+  plain = variable_shapes(CASCADE.clone(cascade=()), CANVAS)["params"]
   assert set(params) - set(plain) == {"trunks_1", "trunks_2", "box_heads_1", "box_heads_2"}
   shapes = functools.partial(jax.tree.map, jnp.shape)
   assert shapes(params["trunk"]) == shapes(params["trunks_1"]) == shapes(plain["trunk"])

@@ -14,7 +14,7 @@ from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 from rcnn_jax.models.backbones.vgg import Vgg16
 from rcnn_jax.models.classifier import PyramidClassifier
 from rcnn_jax.models.crops import CropNetwork
-from rcnn_jax.models.detector import blank_batch, init_variables
+from rcnn_jax.models.detector import blank_batch, init_variables, variable_shapes
 from rcnn_jax.models.heads import FcTrunk
 from rcnn_jax.models.layers import adaptive_max_pool, max_pool
 from rcnn_jax.models.pooling import SpatialPyramid, WarpCrop
@@ -56,7 +56,7 @@ def program(model, method):
 )
 def test_regions_in_chunks_are_regions_at_once(model, method):
   batch, variables, chunked = with_proposals(scene_batch(0)), of(model), model.clone(roi_chunk=8)
-  template = jax.eval_shape(lambda: init_variables(chunked, jax.random.key(0), CANVAS))
+  template = variable_shapes(chunked, CANVAS)
   assert jax.tree.structure(template) == jax.tree.structure(variables)
   inputs = (variables, batch) if method == "detect" else (variables, batch, batch.proposals.boxes)
   whole = program(model, method)(*inputs)
@@ -117,7 +117,7 @@ def test_2000_crops_of_227_pixels_need_less_than_2_gib():
   network = CropNetwork(SqueezeNet(), WarpCrop(227, 16), output_size=6)
   model = RCNN.clone(pool=network, trunk=FcTrunk((256,)), roi_chunk=32)
   canvas = (480, 640)
-  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), canvas))
+  variables = variable_shapes(model, canvas)
   batch = jax.eval_shape(lambda: blank_batch(1, canvas, max_objects=2000))
   memory = program(model, "detect").lower(variables, batch).compile().memory_analysis()
   assert memory.temp_size_in_bytes + memory.output_size_in_bytes < 2 * 2**30
@@ -134,7 +134,7 @@ def test_the_pooling_of_crops_is_alexnets_and_vggs_own(size, side):
 def test_crop_networks_give_six_by_six_cells(network):
   model = RCNN.clone(pool=CropNetwork(network, WarpCrop(64, 4), output_size=6))
   batch = jax.eval_shape(lambda: blank_batch(1, CANVAS))
-  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), CANVAS))
+  variables = variable_shapes(model, CANVAS)
   _, pooled = jax.eval_shape(program(model, "regions"), variables, batch, batch.proposals.boxes)
   assert pooled.shape == (1, 8, 6 * 6 * 512)
 
@@ -163,7 +163,7 @@ def test_scales_are_one_network_over_resized_images():
   same, half = backbone.apply(variables, image)
   np.testing.assert_allclose(same, SmallBackbone().apply({"params": variables["params"]["network"]}, image)[0])
   assert half.shape == (1, 3, 4, 16)
-  shapes = jax.eval_shape(lambda: init_variables(SPPNET.clone(backbone=backbone), jax.random.key(0), CANVAS))
+  shapes = variable_shapes(SPPNET.clone(backbone=backbone), CANVAS)
   assert shapes["params"]["trunk"]["fc6"]["kernel"].shape == (5 * 16, 32)
 
 

@@ -14,7 +14,7 @@ from launch import flags as launch_flags
 from rcnn_jax import experiment as experiments
 from rcnn_jax.data.pipeline import example_canvas
 from rcnn_jax.experiment import Experiment
-from rcnn_jax.models.detector import blank_batch, init_variables, num_parameters
+from rcnn_jax.models.detector import blank_batch, num_parameters, variable_shapes
 from rcnn_jax.training import mesh as meshes
 from rcnn_jax.training.stages import Sgd
 from rcnn_jax.training.step import first_state, make_train_step
@@ -75,7 +75,7 @@ def one_image(experiment: Experiment) -> Batch:
 def programs_of(experiment: Experiment) -> list[tuple]:
   """(jitted function, *shapes) of the train step of each stage of gradient descent, and of detection."""
   model = experiment.model
-  variables = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), example_canvas(experiment.data)))
+  variables = variable_shapes(model, example_canvas(experiment.data))
   batch = jax.eval_shape(lambda: one_image(experiment))
   programs = []
   for stage in experiment.stages:

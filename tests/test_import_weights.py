@@ -17,7 +17,7 @@ from launch.export_weights import export
 from launch.import_weights import import_run
 from rcnn_jax import experiment as experiments
 from rcnn_jax.data.coco import CocoFolder
-from rcnn_jax.models.detector import init_variables
+from rcnn_jax.models.detector import variable_shapes
 from rcnn_jax.models.heads import KeypointHead, MaskHead
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.training import checkpoint
@@ -118,7 +118,7 @@ def test_deconvolutions_have_their_inputs_first_there():
 def test_a_keypoint_head_comes_back_from_its_export():
   head = KeypointHead(pool=RoiAlign(output_size=14, num_levels=4), num_convs=2, channels=8, num_keypoints=3)
   model = small().model.clone(heads=(head,))
-  shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  shapes = variable_shapes(model, (64, 64))
   drawn = jax.tree.map(lambda leaf: np.random.default_rng(leaf.size).normal(size=leaf.shape), shapes)
   drawn = jax.tree.map(np.float32, drawn)
   theirs = torchvision.export(drawn, model)

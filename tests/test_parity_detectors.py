@@ -18,7 +18,7 @@ from rcnn_jax.data import pipeline
 from rcnn_jax.data.transforms import PaddedToMultiple
 from rcnn_jax.evaluation import detect
 from rcnn_jax.experiment import Experiment
-from rcnn_jax.models.detector import init_variables
+from rcnn_jax.models.detector import variable_shapes
 from tests import filling
 from tests.parity import filled_detector, needs_photographs, pair_up, photographs, recorded
 
@@ -49,7 +49,7 @@ def experiment(name: str, batch_size: int) -> Experiment:
 def variables(name: str) -> dict:
   """Filled by the names of the parameters; the class scores are calibrated as the recording says."""
   model = experiment(name, 1).model
-  filled = filled_detector(jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64))), model)
+  filled = filled_detector(variable_shapes(model, (64, 64)), model)
   scores = filled["params"]["box"]["classes"]
   scores["kernel"], scores["bias"] = scores["kernel"] * recorded(name)["gain"], recorded(name)["bias"]
   return jax.device_put(filled)
@@ -101,6 +101,7 @@ def test_detections(name, batch_size):
   assert total > 300 and len(classes) >= min(10, experiment(name, 1).model.num_classes) and twins >= 0.99 * total
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", MASK_MODELS)
 def test_masks(name):
   """The pasted masks of the two best detections of each photograph."""

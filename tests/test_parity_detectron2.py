@@ -20,7 +20,7 @@ from rcnn_jax.data import pipeline, transforms
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.evaluation import detect
 from rcnn_jax.experiment import Experiment
-from rcnn_jax.models.detector import Detector, RoiSampler, blank_batch, init_variables
+from rcnn_jax.models.detector import Detector, RoiSampler, blank_batch, variable_shapes
 from rcnn_jax.types import Batch
 from rcnn_jax.weights import detectron2
 from tests import filling
@@ -49,7 +49,7 @@ def experiment(name: str) -> Experiment:
 def variables(name: str) -> dict:
   """Filled by the names of the parameters; class scores are calibrated as the recording says."""
   model = experiment(name).model
-  shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  shapes = variable_shapes(model, (64, 64))
   filled = filled_detector(shapes, model, detectron2.LIBRARY)
   if name in filling.DETECTRON2_CALIBRATED:
     scores = filled["params"]["box"]["classes"]
@@ -169,7 +169,7 @@ def small(name: str, **changes) -> tuple[Detector, dict]:
     "model.sampler": RoiSampler(num_samples=filling.EVERY_ROI, foreground_fraction=0.5),
   }
   model = experiments.load(f"detectron2_{name}").override(changes).model
-  shapes = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), (64, 64)))
+  shapes = variable_shapes(model, (64, 64))
   return model, filled_detector(shapes, model, detectron2.LIBRARY)
 
 

@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from rcnn_jax import experiment as experiments
-from rcnn_jax.models.detector import blank_batch, init_variables
+from rcnn_jax.models.detector import blank_batch, variable_shapes
 from rcnn_jax.training import optim
 from rcnn_jax.training.stages import CopyParameters, ResetParameters, Sgd
 from rcnn_jax.training.step import counted
@@ -34,7 +34,7 @@ PUBLISHED = OURS - layer(512, 9) + layer(512, 9 * 2) - layer(4096, 20 * 4) + lay
 @functools.cache
 def model_and_variables(name):
   model = experiments.load(name).model.clone(num_classes=20)
-  return model, jax.eval_shape(lambda: init_variables(model, jax.random.key(0), CANVAS))
+  return model, variable_shapes(model, CANVAS)
 
 
 def size(tree):

@@ -7,12 +7,10 @@ import pathlib
 import subprocess
 from collections.abc import Sequence
 
-import jax
-
 from rcnn_jax.benchmarks.step import Settings
 from rcnn_jax.data import pipeline
 from rcnn_jax.experiment import Experiment
-from rcnn_jax.models.detector import init_variables
+from rcnn_jax.models.detector import variable_shapes
 from rcnn_jax.synthetic import num_keypoints, sized_model
 from rcnn_jax.training import optim
 
@@ -88,7 +86,7 @@ def frozen_parts(experiment: Experiment, num_classes: int) -> list[str]:
   """
   model = sized_model(experiment, num_classes)
   canvas = pipeline.example_canvas(experiment.data)
-  params = jax.eval_shape(lambda: init_variables(model, jax.random.key(0), canvas))["params"]
+  params = variable_shapes(model, canvas)["params"]
   parts: dict[str, set[bool]] = {}
   for path, rule in optim.resolve(experiment.stages[0].rules, params).items():
     depth = 3 if path.startswith("backbone/bottom_up/") else 2

@@ -132,7 +132,7 @@ def check_model(experiment: Experiment, model: nn.Module) -> None:
   Nothing is computed: the model is traced.
   """
   canvas = pipeline.example_canvas(experiment.data)
-  shapes = jax.eval_shape(lambda: detector.init_variables(model, jax.random.key(0), canvas))
+  shapes = detector.variable_shapes(model, canvas)
   check_losses(experiment, model, shapes)
   loop.check(experiment.stages, model, shapes)
 
