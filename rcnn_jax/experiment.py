@@ -30,6 +30,19 @@ ABSENT = "<absent>"  # what `diff` shows for a path that one of the two does not
 
 
 @dataclasses.dataclass(frozen=True)
+class Views:
+  """How each image is looked at in evaluation and prediction (test-time augmentation): once, as a rule.
+
+  Every short side is a view, and with `flip` its mirror image is one more. Detections of all views are merged by one
+  more NMS, class by class (`evaluation.views`).
+  """
+
+  short_sides: tuple[int, ...] | None = None  # pixels; None: that of data.resize
+  long_side: int | None = None  # which no long side exceeds; None: data.resize's, scaled as its short side is
+  flip: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Evaluation:
   """When the model is evaluated while it trains, what is counted and drawn, and which checkpoint is the best."""
 
@@ -40,6 +53,7 @@ class Evaluation:
   losses: bool = False  # the losses on the evaluation data too, with the statistics that batch norms have kept
   max_detections: int = 100  # of an image and class, that COCO's metrics count
   pictures: int = 8  # of ground truth beside detections, evenly spaced over the images
+  views: Views = Views()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ LEAST = {
   r"seed|data\.(workers|min_keypoints)|evaluation\.pictures|checkpoints\.keep_last|stages\.\d+\.weight_decay": 0,
   r"data\.(batch_size|num_proposals|max_objects|canvases|read_threads|prefetch|resize\.(short|long)_side)": 1,
   r"evaluation\.(every_steps|max_detections)|checkpoints\.every_steps|stages\.\d+\.(steps|accumulate)": 1,
+  r"evaluation\.views\.(short_sides|long_side)": 1,
   r"evaluation\.patience|mesh\.(data|model)|max_skipped_steps": 1,
   r"model\.(num_classes|roi_chunk|heads\.keypoint\.num_keypoints)": 1,
   r"model\..*\b(num_pre_nms|num_post_nms|num_samples|num_candidates|max_detections|output_size|channels)": 1,

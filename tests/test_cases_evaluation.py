@@ -85,7 +85,7 @@ def test_an_evaluation_into_a_folder_with_files_of_the_user_is_refused_before_it
 
 def predicted(images, output):
   run = types.SimpleNamespace(
-    experiment=types.SimpleNamespace(model=scenes.ColourFinder(), data=scenes.DATA),
+    experiment=types.SimpleNamespace(model=scenes.ColourFinder(), data=scenes.DATA, evaluation=Evaluation()),
     categories=scenes.CATEGORIES,
     keypoints=None,
     variables=scenes.VARIABLES,

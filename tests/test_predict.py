@@ -20,11 +20,13 @@ from rcnn_jax.data.transforms import PaddedToMultiple
 from rcnn_jax.evaluation import draw
 from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.evaluation.image_files import matching_files
-from rcnn_jax.evaluation.predict import DetectionsFile, Reader, predict
+from rcnn_jax.evaluation.predict import DetectionsFile, predict
+from rcnn_jax.evaluation.readers import Reader
+from rcnn_jax.experiment import Evaluation
 from rcnn_jax.types import Detections
 from tests import scenes
 
-EXPERIMENT = types.SimpleNamespace(model=scenes.ColourFinder(masks=True), data=scenes.DATA)
+EXPERIMENT = types.SimpleNamespace(model=scenes.ColourFinder(masks=True), data=scenes.DATA, evaluation=Evaluation())
 RUN = types.SimpleNamespace(
   experiment=EXPERIMENT, categories=scenes.CATEGORIES, keypoints=None, variables=scenes.VARIABLES
 )
@@ -102,7 +104,7 @@ def run_on_proposals(folder, settings):
   (proposals / "settings.json").write_text(json.dumps({"version": 1} | settings))
   Image.fromarray(scene()).save(folder / "a.png")
   data = dataclasses.replace(scenes.DATA, proposals=("elsewhere", str(proposals)), num_proposals=(1, 50))
-  experiment = types.SimpleNamespace(model=Repeater(), data=data)
+  experiment = types.SimpleNamespace(model=Repeater(), data=data, evaluation=Evaluation())
   output = folder / "out"
   predict(
     types.SimpleNamespace(**vars(RUN) | {"experiment": experiment}), matching_files(f"{folder}/*.png"), output, 0

@@ -21,7 +21,8 @@ from rcnn_jax.evaluation.results import Results
 from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.evaluation.tiled_source import TiledSource
 from rcnn_jax.evaluation.tiles import Tiles
-from rcnn_jax.experiment import Evaluation
+from rcnn_jax.evaluation.views import Merging, check_views, merged_results, views_of
+from rcnn_jax.experiment import Evaluation, Views
 from rcnn_jax.files import naming, writing
 
 PICTURE_MIN_SCORE = 0.5
@@ -57,7 +58,7 @@ def evaluate(
     data: `rcnn_jax.data` Data: canvases, resizing, batch size.
     source: opened data source, with ground truth.
     outdir: made if need be.
-    settings: how many detections are counted, and how many pictures drawn.
+    settings: by which views each image is seen, how many detections are counted, and how many pictures drawn.
     mesh: with an axis 'data' over which each batch is shared out.
     tiles: look at each image by these, and not at it as a whole.
 
@@ -65,14 +66,16 @@ def evaluate(
     Flat metrics in 0..1; None where the ground truth has nothing to be found.
 
   Raises:
-    EvaluationError: `outdir` holds files of these names that no evaluation wrote.
+    EvaluationError: `outdir` holds files of these names that no evaluation wrote; or tiles are asked for beside
+      several views.
   """
   outdir = pathlib.Path(outdir)
   _check_outdir(outdir)
+  check_views(settings.views, tiles)
   annotations = [source.annotations(index, masks=False) for index in range(len(source))]
   start = time.perf_counter()
   if tiles is None:
-    results = detect_source(model, variables, data, source, annotations, mesh)
+    results = detect_by_views(model, variables, data, source, settings.views, annotations, mesh)
   else:
     results = detect_by_tiles(model, variables, data, source, tiles)
   seconds = time.perf_counter() - start
@@ -150,6 +153,27 @@ def detect_source(
   )
   ids = [c.id for c in source.categories]
   return detect.detect(model, variables, batches, sizes, ids, joint_offset=data.joint_offset, mesh=mesh)
+
+
+def detect_by_views(
+  model,
+  variables,
+  data,
+  source,
+  settings: Views,
+  annotations: Sequence[Annotations] | None = None,
+  mesh=None,
+) -> Results:
+  """The model's results over the whole source, each image seen by several views, one view of all images at a time.
+
+  Arguments are those of `detect_source`; the model has a `box` head, by whose NMS the views are merged.
+  """
+  annotations = annotations or [source.annotations(index, masks=False) for index in range(len(source))]
+  views = views_of(settings, data)
+  found = [(view, detect_source(model, variables, view.data, source, annotations, mesh)) for view in views]
+  sizes = {int(one.image_id): (int(one.size[0]), int(one.size[1])) for one in annotations}
+  merging = Merging(getattr(model, "box", None), source.keypoints, data.joint_offset)
+  return merged_results(found, sizes, merging)
 
 
 def detect_by_tiles(model, variables, data, source, tiles: Tiles) -> Results:

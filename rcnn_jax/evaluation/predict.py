@@ -1,38 +1,26 @@
-"""Objects in image files: read, found, written and drawn image by image, in a time that is linear in their number.
-
-No more images than make up a few batches are in memory at a time.
-"""
+"""Objects in image files: found, written and drawn image by image, in a time that is linear in their number."""
 
 from __future__ import annotations
 
-import collections
-import itertools
 import json
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 
-import jax
-import numpy as np
 from tqdm import tqdm
 
-from rcnn_jax.data import images, pipeline, proposals, selective_search
-from rcnn_jax.data.errors import DataError
-from rcnn_jax.data.proposals import Regions
+from rcnn_jax.data import pipeline, proposals, selective_search
 from rcnn_jax.data.selective_search import SelectiveSearch
 from rcnn_jax.evaluation import detect, draw, outputs
 from rcnn_jax.evaluation.classes import class_keys
 from rcnn_jax.evaluation.detect import EvaluationError
 from rcnn_jax.evaluation.image_files import ImageFile
+from rcnn_jax.evaluation.readers import Reader, TiledReader, ViewsReader
 from rcnn_jax.evaluation.results import Found
-from rcnn_jax.evaluation.tiles import Tiles, Window, merged
+from rcnn_jax.evaluation.tiles import Tiles
+from rcnn_jax.evaluation.views import Merging, check_views, views_of
+from rcnn_jax.experiment import Views
 from rcnn_jax.files import naming
-from rcnn_jax.types import Batch
-
-_READERS = 2  # threads that decode ahead
-_WAITING_BATCHES = 4  # so many batches' images wait for others of their canvas, or 128 million pixels of them
-_WAITING_PIXELS = 1 << 27
 
 
 def predict(
@@ -53,25 +41,31 @@ def predict(
     files: of `image_files.matching_files`.
     output: made if need be.
     min_score: detections below are left out.
-    batch_size: images, or tiles, that are looked at together; None: as many as in the run's evaluations.
+    batch_size: images, tiles or views that are looked at together; None: as many as in the run's evaluations.
     tiles: look at each image by these, and not at it as a whole.
 
   Returns:
     The files that could not be read; each has been named in a warning on stderr.
 
   Raises:
-    EvaluationError: `output` is no folder, or holds a detections.json that no prediction wrote.
+    EvaluationError: `output` is no folder, or holds a detections.json that no prediction wrote; or tiles are asked
+      for where the run has views.
   """
   check_output(output)
   data, model = run.experiment.data, run.experiment.model.with_data(run.categories, run.keypoints)
-  search = chosen_search(data)
+  search, settings = chosen_search(data), run.experiment.evaluation.views
+  check_views(settings, tiles)
   if tiles is not None and search is not None:
     raise EvaluationError("tiles need a model that makes its own proposals")
   with tqdm(total=len(files), unit="image", file=sys.stderr, disable=None, leave=False) as bar:
-    if tiles is None:
-      reader = Reader(files, data, search, min(batch_size or data.batch_size[1], len(files)), bar)
+    at_a_time = batch_size or data.batch_size[1]
+    if tiles is not None:
+      reader = TiledReader(files, data, tiles, at_a_time, bar)
+    elif settings == Views():
+      reader = Reader(files, data, search, min(at_a_time, len(files)), bar)
     else:
-      reader = TiledReader(files, data, tiles, batch_size or data.batch_size[1], bar)
+      merging = Merging(model.box, run.keypoints, data.joint_offset)
+      reader = ViewsReader(files, data, search, views_of(settings, data), merging, min(at_a_time, len(files)), bar)
     found = detect.find(
       model,
       run.variables,
@@ -163,117 +157,3 @@ class DetectionsFile:
     self._file.close()
     if kind is None:
       self._partial.replace(self._path)
-
-
-class Reader:
-  """Reads images ahead and puts those of one canvas together; `sizes` and `take` know those that are under way."""
-
-  def __init__(self, files: Sequence[ImageFile], data: pipeline.Data, search, batch_size: int, bar: tqdm):
-    self._files, self._data, self._search, self._batch_size, self._bar = files, data, search, batch_size, bar
-    self._images: dict[int, np.ndarray] = {}
-    self.sizes: dict[int, tuple[int, int]] = {}
-    self.unread: list[pathlib.Path] = []
-
-  def take(self, image_id: int) -> np.ndarray:
-    """u8[H, W, 3], RGB; it is forgotten here."""
-    del self.sizes[image_id]
-    return self._images.pop(image_id)
-
-  def whole(self, found: Iterator[Found]) -> Iterator[Found]:
-    """What was found in each image, from what was found in each of the `batches`' rows."""
-    return found
-
-  def _pixels(self, image_id: int) -> np.ndarray:
-    return self._images[image_id]
-
-  def batches(self) -> Iterator[Batch]:
-    """The images that can be read, in batches of one canvas and one size; the others are named and left out.
-
-    The id of an image is its place among the files, from 1. A batch that is not full has rows that are not valid.
-    """
-    groups: dict[tuple[int, int], list[tuple[int, Regions | None]]] = {}
-    for image_id, found in self._read():
-      canvas = pipeline.canvas_of(self.sizes[image_id], self._data)
-      groups.setdefault(canvas, []).append((image_id, found))
-      if len(groups[canvas]) == self._batch_size:
-        yield self._batch(groups.pop(canvas))
-      while self._are_too_many([number for group in groups.values() for number, _ in group]):
-        yield self._batch(groups.pop(max(groups, key=lambda one: len(groups[one]))))
-    for group in groups.values():
-      yield self._batch(group)
-
-  def _are_too_many(self, waiting: Sequence[int]) -> bool:
-    pixels = sum(self.sizes[number][0] * self.sizes[number][1] for number in waiting)
-    return len(waiting) > _WAITING_BATCHES * self._batch_size or pixels > _WAITING_PIXELS
-
-  def _batch(self, group: Sequence[tuple[int, Regions | None]]) -> Batch:
-    ids = [image_id for image_id, _ in group]
-    found = None if self._search is None else [regions for _, regions in group]
-    batch = pipeline.image_batch([self._pixels(number) for number in ids], self._data, ids, found)
-    missing = self._batch_size - len(group)
-    batch = jax.tree.map(lambda rows: np.concatenate([rows, *[rows[:1]] * missing]), batch)
-    return batch.replace(valid=np.arange(self._batch_size) < len(group))
-
-  def _read(self) -> Iterator[tuple[int, Regions | None]]:
-    """The ids of the images in their order, with their proposals where the model makes none itself."""
-    with ThreadPoolExecutor(_READERS) as threads:
-      ahead: collections.deque[tuple[int, Future]] = collections.deque()
-      for image_id, (path, _) in enumerate(self._files, start=1):
-        ahead.append((image_id, threads.submit(_image_and_proposals, path, self._search)))
-        if len(ahead) > _READERS:
-          yield from self._finished(*ahead.popleft())
-      while ahead:
-        yield from self._finished(*ahead.popleft())
-
-  def _finished(self, image_id: int, reading: Future) -> Iterator[tuple[int, Regions | None]]:
-    try:
-      image, found = reading.result()
-    except DataError as error:
-      tqdm.write(f"warning: {error}", file=sys.stderr)
-      self.unread.append(self._files[image_id - 1][0])
-      self._bar.update()
-      return
-    self._images[image_id], self.sizes[image_id] = image, image.shape[:2]
-    yield image_id, found
-
-
-class TiledReader(Reader):
-  """Gives the tiles of the images, each with an id of its own, and puts together what was found in them."""
-
-  def __init__(self, files: Sequence[ImageFile], data: pipeline.Data, tiles: Tiles, batch_size: int, bar: tqdm):
-    super().__init__(files, data, None, batch_size, bar)
-    self._tiles, self._numbers = tiles, itertools.count(len(files) + 1)  # ids that no image has
-    self._views: dict[int, tuple[int, Window]] = {}  # the image and the place of each tile that is under way
-    self._parts: dict[int, list[tuple[Window, Found]]] = {}  # of each image
-
-  def take(self, image_id: int) -> np.ndarray:
-    """u8[H, W, 3], RGB; it is forgotten here."""
-    return self._images.pop(image_id)
-
-  def whole(self, found: Iterator[Found]) -> Iterator[Found]:
-    """What was found in each image, once all its tiles have been looked at."""
-    for one in found:
-      image_id, window = self._views.pop(one.image_id)
-      del self.sizes[one.image_id]
-      self._parts[image_id].append((window, one))
-      size = self._images[image_id].shape[:2]
-      if len(self._parts[image_id]) == len(self._tiles.windows(size)):
-        yield merged(self._parts.pop(image_id), image_id, size)
-
-  def _pixels(self, image_id: int) -> np.ndarray:
-    number, (x1, y1, x2, y2) = self._views[image_id]
-    return self._images[number][y1:y2, x1:x2]
-
-  def _finished(self, image_id: int, reading: Future) -> Iterator[tuple[int, Regions | None]]:
-    for number, found in super()._finished(image_id, reading):
-      self._parts[number] = []
-      for window in self._tiles.windows(self.sizes.pop(number)):
-        view = next(self._numbers)
-        self._views[view] = number, window
-        self.sizes[view] = window[3] - window[1], window[2] - window[0]
-        yield view, found
-
-
-def _image_and_proposals(path: pathlib.Path, search: Callable | None) -> tuple[np.ndarray, Regions | None]:
-  image = images.read(path, upright=True)
-  return image, None if search is None else search(image, str(path))
