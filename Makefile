@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: lint demo ladder compare test test-long clean
+.PHONY: lint docs demo ladder compare test test-long clean
 .DEFAULT_GOAL := demo
 
 $(INSTALLED): pyproject.toml constraints.txt
@@ -33,6 +33,15 @@ compare: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+$(VENV)/.docs: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	@touch $@
+
+# Strict: a link or an anchor that leads nowhere fails.
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "Open site/index.html; with search: $(BIN)/python -m http.server -d site"
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n 2

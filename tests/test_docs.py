@@ -26,8 +26,9 @@ def test_every_command_names_what_there_is(page):
   for module in re.findall(r"-m ((?:launch|tests)\.[a-z_]+)", text):
     assert (ROOT / f"{module.replace('.', '/')}.py").is_file(), module
   for flag, package in (("experiment", "experiments"), ("sweep", "experiments.sweeps")):
+    shown = re.findall(r"^# experiments/(\w+)\.py$", text, re.MULTILINE)  # whole, to be written by the reader
     for name in re.findall(rf"--{flag}=([a-z]\w*)(?![\w/])", text):
-      assert name in experiments.names(package), name
+      assert name in (*experiments.names(package), *shown), name
 
 
 def test_every_page_is_reached_from_the_front_page():
