@@ -77,7 +77,7 @@ def in_chunks(module: nn.Module, run: RunImages, rois: Array, exists: Array, siz
     put = lambda all, new: jax.lax.dynamic_update_slice_in_dim(all, new, done, axis=1)
     return done + size, jax.tree.map(put, found, run(module, *rows))
 
-  blank = jax.tree.map(lambda x: jnp.zeros((len(rois), room, *x.shape[2:]), x.dtype), shapes)
+  blank = jax.tree.map(lambda x: jnp.zeros((rois.shape[0], room, *x.shape[2:]), x.dtype), shapes)
   _, found = nn.while_loop(lambda _, state: state[0] < count, chunk, module, (jnp.int32(0), blank))
   return jax.tree.map(lambda x: x[:, :num_rois], found)
 
