@@ -6,6 +6,8 @@ import dataclasses
 import json
 import types
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import numpy as np
 import pytest
@@ -104,6 +106,16 @@ def test_soft_nms_of_a_model_is_soft_in_merging_too():
   soft = Merging(BoxHead(max_detections=3, soft_nms=SoftNms("linear", score_threshold=0.1), nms_iou=0.3))
   parts = [(PLAIN, found(([10, 10, 20, 20], 0.8, 5))), (MIRRORED, found(([70, 20, 20, 20], 0.9, 5)))]  # IoU 1/3
   np.testing.assert_allclose(soft(parts).scores, [0.9, 0.8 * 2 / 3], rtol=1e-6)
+
+
+@hypothesis.given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 40)), min_size=1), st.integers(0, 3))
+def test_mirrored_twice_is_as_it_was(spans, offset):
+  one = found(*(([x, 3, width, 8], 0.5, 1) for x, width in spans))
+  one = dataclasses.replace(one, keypoints=np.tile([[2.0, 5, 0.5], [7, 9, 0.25]], (len(one), 1, 1)))
+  both = Merging(BoxHead(), KeypointNames.from_names(("left_ear", "right_ear")), offset / 2)
+  back = both.mirrored(both.mirrored(one))
+  np.testing.assert_array_equal(back.boxes, one.boxes)
+  np.testing.assert_array_equal(back.keypoints, one.keypoints)
 
 
 def test_nothing_found_in_any_view_is_nothing():

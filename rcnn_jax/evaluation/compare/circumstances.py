@@ -45,12 +45,13 @@ def _short(value: object) -> str:
 
 
 def warnings(inputs: Inputs) -> list[str]:
-  """What makes a comparison weaker than it looks: other training data, budgets, counts of detections, or seeds."""
+  """What makes a comparison weaker than it looks: other training data, budgets, counts of detections, views, seeds."""
   said = list(inputs.warnings)
   ways = [
     ("were trained on different data", lambda one: str(to_json(one.experiment.data.train))),
     ("were trained for different numbers of steps", lambda one: one.step if one.run else None),
     ("count different numbers of detections an image", lambda one: one.experiment.evaluation.max_detections),
+    ("look at each image by different views", lambda one: str(to_json(one.experiment.evaluation.views))),
     ("started from different weights", lambda one: str(to_json(one.experiment.init))),
   ]
   known = [(variant.name, variant.detectors[0]) for variant in inputs.variants if variant.detectors[0].experiment]
