@@ -26,9 +26,11 @@ from rcnn_jax.evaluation.image_files import matching_files
 from rcnn_jax.evaluation.predict import predict
 from rcnn_jax.evaluation.results import Found
 from rcnn_jax.evaluation.tiles import Tiles
+from rcnn_jax.evaluation.view_masks import Masker, split
 from rcnn_jax.evaluation.views import Merging, View, views_of
 from rcnn_jax.experiment import Evaluation, ExperimentError, Views
-from rcnn_jax.models.heads import BoxHead, SoftNms
+from rcnn_jax.models.heads import BoxHead, MaskHead, SoftNms
+from rcnn_jax.models.pooling import RoiAlign
 from tests import scenes, small_detector
 
 SIZE = (40, 100)
@@ -37,17 +39,33 @@ DATA = Data(None, None, Resize((480,), 640), canvases=((480, 640), (640, 480)))
 merge = Merging(BoxHead(nms_iou=0.5, max_detections=3))
 
 
-def found(*rows, counts=None, keypoints=None) -> Found:
+def found(*rows, keypoints=None) -> Found:
   """Rows (box x, y, w, h), score, category."""
   columns = [np.array(column, np.float64) for column in zip(*rows)] or [np.zeros((0, 4)), np.zeros(0), np.zeros(0)]
-  return Found(7, SIZE, *columns[:2], columns[2].astype(np.int64), counts, keypoints)
+  return Found(7, SIZE, *columns[:2], columns[2].astype(np.int64), None, keypoints)
 
 
 @dataclasses.dataclass(frozen=True)
 class ColourFinder(scenes.ColourFinder):
-  """Finds colours, and has the settings of a box head."""
+  """Finds colours, has the settings of a box head, and describes what is given."""
 
   box: BoxHead = BoxHead(max_detections=3)
+  heads: tuple = ()
+
+  def clone(self, heads):
+    return dataclasses.replace(self, heads=heads)
+
+  def apply(self, variables, batch, *objects, method):
+    if method == "detect":
+      return super().apply(variables, batch, method)
+    (found,) = objects  # a mask is full where its box is full in its view
+    return found.replace(masks=jax.vmap(jax.vmap(_red, (None, 0)), (0, 0))(batch.image, found.boxes))
+
+
+def _red(image, box):
+  """f32[2, 2]: whether a box is red about the middle of each quarter."""
+  x, y = (box[low] + (box[low + 2] - box[low]) * jax.numpy.array([0.25, 0.75]) for low in (0, 1))
+  return 1.0 * (image[y.astype(int)[:, None], x.astype(int), 0] > 128)
 
 
 # ------------------------------------------------------------------------------------------------ where views lie
@@ -87,11 +105,6 @@ def test_a_mirrored_view_shows_the_mirror_image_and_its_proposals():
 # ------------------------------------------------------------------------------------------------ how they are merged
 
 
-def test_one_unmirrored_view_is_left_as_it_is():
-  two = found(([0, 0, 10, 10], 0.9, 1), ([0, 0, 10, 10], 0.8, 1))  # whatever NMS would say
-  assert merge([(PLAIN, two)]) is two
-
-
 def test_duplicates_go_by_class_and_the_best_of_the_rest_stay():
   plain = found(([10, 10, 20, 20], 0.8, 5), ([60, 10, 20, 20], 0.4, 5))
   mirrored = found(([70, 10, 20, 20], 0.9, 5), ([70, 11, 20, 20], 0.7, 9), ([0, 0, 5, 5], 0.1, 5))
@@ -119,22 +132,17 @@ def test_mirrored_twice_is_as_it_was(spans, offset):
 
 
 def test_nothing_found_in_any_view_is_nothing():
-  merged = merge([(PLAIN, found(counts=())), (MIRRORED, found(counts=()))])
-  assert len(merged) == 0 and merged.boxes.shape == (0, 4) and merged.counts == ()
+  merged = merge([(PLAIN, found()), (MIRRORED, found())])
+  assert len(merged) == 0 and merged.boxes.shape == (0, 4)
 
 
-def test_masks_and_joints_of_a_mirrored_view_come_back():
-  pixels = np.zeros(SIZE, np.uint8)
-  pixels[5:20, 3:30] = pixels[20:25, 3:10] = 1
-  counts = (coco_mask.encode(np.asfortranarray(pixels))["counts"],)
-  joints = np.array([[[4.0, 6, 0.9], [20, 7, 0.8], [12, 20, 0.7]]])  # left eye, right eye, nose
+def test_joints_of_a_mirrored_view_come_back():
+  joints = np.array([[[4.0, 6, 0.9], [20, 7, 0.8], [12, 20, 0.7]]])
   names = KeypointNames.from_names(("left_eye", "right_eye", "nose"))
-  one = found(([3, 5, 27, 20], 0.9, 1), counts=counts, keypoints=joints)
-  nothing = dataclasses.replace(found(counts=()), keypoints=np.zeros((0, 3, 3)))
+  one = found(([3, 5, 27, 20], 0.9, 1), keypoints=joints)
+  nothing = dataclasses.replace(found(), keypoints=np.zeros((0, 3, 3)))
   merged = Merging(BoxHead(max_detections=3), names)([(PLAIN, nothing), (MIRRORED, one)])
   assert merged.boxes.tolist() == [[70, 5, 27, 20]]
-  seen = coco_mask.decode({"size": list(SIZE), "counts": merged.counts[0]})
-  np.testing.assert_array_equal(seen, pixels[:, ::-1])
   assert merged.keypoints.tolist() == [[[80, 7, 0.8], [96, 6, 0.9], [88, 20, 0.7]]]
   # Where joints are numbers of pixels, pixel 4 of 100 is pixel 95 of the mirror image.
   numbered = Merging(BoxHead(max_detections=3), names, joint_offset=0.5)([(PLAIN, nothing), (MIRRORED, one)])
@@ -143,6 +151,7 @@ def test_masks_and_joints_of_a_mirrored_view_come_back():
     merge([(PLAIN, nothing), (MIRRORED, one)])
 
 
+@pytest.mark.long
 def test_what_a_detector_finds_in_a_mirrored_view_is_what_it_finds_in_the_mirror_image():
   image = np.ascontiguousarray(small_detector.scene_batch(3, batch_size=1).image[0, :36, :48])
   data = Data(None, None, Resize((36,), 48), canvases=(small_detector.CANVAS,))
@@ -164,11 +173,51 @@ def test_what_a_detector_finds_in_a_mirrored_view_is_what_it_finds_in_the_mirror
   np.testing.assert_array_equal(back[:, 1:], there.boxes[:, 1:])
 
 
+# ------------------------------------------------------------------------------------------------ masks
+
+CORNER = np.full((24, 32, 3), 20, np.uint8)
+CORNER[4:16, 4:20, 0] = 255  # red, but
+CORNER[4:10, 12:20, 0] = 20  # for the upper right quarter
+CORNER[4, 19, 0] = 255  # of which a corner is left, so that the box is found whole
+MASKS = (MaskHead(pasting="exact"),)
+
+
+def test_masks_are_made_of_merged_boxes_in_all_views(tmp_path):
+  Image.fromarray(CORNER).save(tmp_path / "a.png")
+  (one,) = predicted(tmp_path, Views(short_sides=(24, 48), flip=True), heads=MASKS)
+  assert one["bbox"] == [4, 4, 16, 12]
+  seen = coco_mask.decode(one["segmentation"])
+  assert seen[4:16, 4:20].sum() == seen.sum()
+  assert seen[5:9, 5:11].all() and seen[11:15, 5:19].all() and not seen[5:9, 13:19].any()
+
+
+def test_masks_are_the_mean_of_all_views():
+  views = views_of(Views(short_sides=(24, 48), flip=True), scenes.DATA)
+  masker = Masker(ColourFinder(heads=MASKS), scenes.VARIABLES, scenes.CATEGORY_IDS, views)
+  box = dataclasses.replace(found(([4, 4, 16, 12], 0.9, 7)), size=(24, 32))
+  of_view = [next(masker.seen(view, image_batch([CORNER], view.data, [7]), {7: box}))[1] for view in views]
+  assert np.mean(of_view, axis=0).tolist() == [[[1, 0], [1, 1]]]
+  batches = [(view, [image_batch([CORNER], view.data, [7])]) for view in views]
+  assert masker.of_source([box], batches)[0].counts == masker.of_image(box, CORNER).counts
+
+
+@pytest.mark.long
+def test_a_detector_describes_its_own_detections_as_it_did():
+  model = small_detector.small_detector(heads=(MaskHead(num_convs=1, channels=8, pool=RoiAlign(output_size=4)),))
+  variables, batch = small_detector.fresh(model), small_detector.scene_batch(3, batch_size=1)
+  seen = jax.device_get(small_detector.compiled("detect", model)(variables, batch))
+  without, of_masks = split(model)
+  assert without.heads == () and of_masks.heads == model.heads
+  again = small_detector.compiled("describe", of_masks)(variables, batch, seen.replace(masks=None))
+  assert seen.valid.any()
+  np.testing.assert_allclose(again.masks, seen.masks, atol=1e-6)
+
+
 # ------------------------------------------------------------------------------------------------ whole
 
 
 def test_evaluation_by_views_finds_what_evaluation_finds(tmp_path):
-  source, model = scenes.Scenes(), ColourFinder(masks=True)
+  source, model = scenes.Scenes(), ColourFinder()
   arguments = (model, scenes.VARIABLES, scenes.DATA, source)
   whole = evaluate.detect_source(*arguments)
   same = evaluate.detect_by_views(*arguments, Views(short_sides=(48,), long_side=64))
@@ -182,9 +231,9 @@ def test_evaluation_by_views_finds_what_evaluation_finds(tmp_path):
     evaluate.evaluate(*arguments, tmp_path, settings, None, Tiles(20))
 
 
-def predicted(folder, views: Views, tiles=None):
+def predicted(folder, views: Views, tiles=None, heads=()):
   settings = types.SimpleNamespace(
-    model=ColourFinder(masks=True), data=scenes.DATA, evaluation=Evaluation(views=views)
+    model=ColourFinder(heads=heads), data=scenes.DATA, evaluation=Evaluation(views=views)
   )
   run = types.SimpleNamespace(
     experiment=settings, categories=scenes.CATEGORIES, keypoints=None, variables=scenes.VARIABLES

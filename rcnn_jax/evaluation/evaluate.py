@@ -21,7 +21,8 @@ from rcnn_jax.evaluation.results import Results
 from rcnn_jax.evaluation.tables import text_table
 from rcnn_jax.evaluation.tiled_source import TiledSource
 from rcnn_jax.evaluation.tiles import Tiles
-from rcnn_jax.evaluation.views import Merging, check_views, merged_results, views_of
+from rcnn_jax.evaluation.view_masks import Masker, split
+from rcnn_jax.evaluation.views import Merging, check_views, merged_images, views_of
 from rcnn_jax.experiment import Evaluation, Views
 from rcnn_jax.files import naming, writing
 
@@ -166,14 +167,30 @@ def detect_by_views(
 ) -> Results:
   """The model's results over the whole source, each image seen by several views, one view of all images at a time.
 
-  Arguments are those of `detect_source`; the model has a `box` head, by whose NMS the views are merged.
+  Arguments are those of `detect_source`; the model has a `box` head, by whose NMS the views are merged. A single view
+  is left as it is.
+
+  Raises:
+    EvaluationError: there are several views, masks and processes.
   """
+  from rcnn_jax.data import loader
+
   annotations = annotations or [source.annotations(index, masks=False) for index in range(len(source))]
   views = views_of(settings, data)
-  found = [(view, detect_source(model, variables, view.data, source, annotations, mesh)) for view in views]
+  if len(views) == 1:
+    return detect_source(model, variables, views[0].data, source, annotations, mesh)
+  without_masks, of_masks = split(model)
+  if of_masks is not None and jax.process_count() > 1:
+    raise detect.EvaluationError("masks of several views (evaluation.views) are made by one process alone")
+  found = [(view, detect_source(without_masks, variables, view.data, source, annotations, mesh)) for view in views]
   sizes = {int(one.image_id): (int(one.size[0]), int(one.size[1])) for one in annotations}
-  merging = Merging(getattr(model, "box", None), source.keypoints, data.joint_offset)
-  return merged_results(found, sizes, merging)
+  images = merged_images(found, sizes, Merging(model.box, source.keypoints, data.joint_offset))
+  if of_masks is not None:
+    masker = Masker(of_masks, variables, [category.id for category in source.categories], views)
+    bare = {"load_masks": False, "load_keypoints": False, "max_objects": None, "proposals": None}
+    again = lambda view: loader.eval_batches(dataclasses.replace(view.data, **bare), source)
+    images = masker.of_source(images, ((view, again(view)) for view in views))
+  return Results.of(images)
 
 
 def detect_by_tiles(model, variables, data, source, tiles: Tiles) -> Results:

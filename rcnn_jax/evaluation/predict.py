@@ -18,8 +18,8 @@ from rcnn_jax.evaluation.image_files import ImageFile
 from rcnn_jax.evaluation.readers import Reader, TiledReader, ViewsReader
 from rcnn_jax.evaluation.results import Found
 from rcnn_jax.evaluation.tiles import Tiles
+from rcnn_jax.evaluation.view_masks import Masker, split
 from rcnn_jax.evaluation.views import Merging, check_views, views_of
-from rcnn_jax.experiment import Views
 from rcnn_jax.files import naming
 
 
@@ -53,25 +53,28 @@ def predict(
   """
   check_output(output)
   data, model = run.experiment.data, run.experiment.model.with_data(run.categories, run.keypoints)
-  search, settings = chosen_search(data), run.experiment.evaluation.views
-  check_views(settings, tiles)
+  search, views = chosen_search(data), views_of(run.experiment.evaluation.views, data)
+  category_ids = [category.id for category in run.categories]
+  check_views(run.experiment.evaluation.views, tiles)
   if tiles is not None and search is not None:
     raise EvaluationError("tiles need a model that makes its own proposals")
   with tqdm(total=len(files), unit="image", file=sys.stderr, disable=None, leave=False) as bar:
     at_a_time = batch_size or data.batch_size[1]
     if tiles is not None:
       reader = TiledReader(files, data, tiles, at_a_time, bar)
-    elif settings == Views():
-      reader = Reader(files, data, search, min(at_a_time, len(files)), bar)
+    elif len(views) == 1:
+      reader = Reader(files, views[0].data, search, min(at_a_time, len(files)), bar)
     else:
+      model, of_masks = split(model)
       merging = Merging(model.box, run.keypoints, data.joint_offset)
-      reader = ViewsReader(files, data, search, views_of(settings, data), merging, min(at_a_time, len(files)), bar)
+      masker = None if of_masks is None else Masker(of_masks, run.variables, category_ids, views)
+      reader = ViewsReader(files, data, search, views, merging, masker, min(at_a_time, len(files)), bar)
     found = detect.find(
       model,
       run.variables,
       reader.batches(),
       reader.sizes,
-      [category.id for category in run.categories],
+      category_ids,
       joint_offset=data.joint_offset,
     )
     count = write(run, files, reader, reader.whole(found), output, min_score, bar)

@@ -26,6 +26,7 @@ from rcnn_jax.data.proposals import Regions
 from rcnn_jax.evaluation.image_files import ImageFile
 from rcnn_jax.evaluation.results import Found
 from rcnn_jax.evaluation.tiles import Tiles, Window, merged
+from rcnn_jax.evaluation.view_masks import Masker
 from rcnn_jax.evaluation.views import Merging, View
 from rcnn_jax.types import Batch
 
@@ -179,11 +180,12 @@ class ViewsReader(PartsReader):
     search,
     views: Sequence[View],
     merging: Merging,
+    masker: Masker | None,
     batch_size: int,
     bar: tqdm,
   ):
     super().__init__(files, data, search, batch_size, bar)
-    self._views, self._merging = views, merging
+    self._views, self._merging, self._masker = views, merging, masker
 
   def _parts(self, size: tuple[int, int]) -> list[tuple[int, tuple[int, int]]]:
     return [(view, size) for view in range(len(self._views))]
@@ -202,7 +204,8 @@ class ViewsReader(PartsReader):
     del size
     in_order = sorted(parts, key=lambda part: part[0])  # they come as their batches are full
     found = self._merging([(self._views[view], one) for view, one in in_order])
-    return dataclasses.replace(found, image_id=image_id)
+    found = dataclasses.replace(found, image_id=image_id)
+    return found if self._masker is None else self._masker.of_image(found, self._images[image_id])
 
 
 def _image_and_proposals(path: pathlib.Path, search: Callable | None) -> tuple[np.ndarray, Regions | None]:

@@ -1,8 +1,8 @@
 """Test-time augmentation: how an image's views are made, and how what was found in them becomes one answer.
 
 The boxes are merged as Detectron2's GeneralizedRCNNWithTTA does it: those of all views, in the image's own pixels, by
-one more NMS with the settings of the model. Masks and joints differ: there the heads run again, on the merged boxes in
-each view, and the mean of their masks counts; here a box keeps the mask and the joints of the view that it comes from.
+one more NMS with the settings of the model. Masks are made afterwards (`view_masks`). Joints, which Detectron2 refuses,
+are those of the view that a box comes from.
 """
 
 from __future__ import annotations
@@ -55,22 +55,16 @@ class Merging:
   joint_offset: float = 0.0  # of `Data`
 
   def __call__(self, parts: Sequence[tuple[View, Found]]) -> Found:
-    """What was found in the views of one image, as one: at most `max_detections` objects, by falling score."""
-    if len(parts) == 1 and not parts[0][0].flip:
-      return parts[0][1]
+    """What was found in the views of one image, as one, without masks: the best `max_detections`, by falling score."""
     upright = [self.mirrored(found) if view.flip else found for view, found in parts]
     join = lambda name: np.concatenate([getattr(one, name) for one in upright])
     first, boxes, ids = upright[0], join("boxes"), join("category_ids")
     rows, scores = survivors(boxes, join("scores"), ids, self.head, len(parts))
-    counts = None
-    if first.counts is not None:
-      every = [(view.flip, each) for view, one in parts for each in one.counts]
-      counts = tuple(mirrored_mask(each, first.size) if flip else each for flip, each in (every[row] for row in rows))
     keypoints = None if first.keypoints is None else join("keypoints")[rows]
-    return Found(first.image_id, first.size, boxes[rows], scores, ids[rows], counts, keypoints)
+    return Found(first.image_id, first.size, boxes[rows], scores, ids[rows], None, keypoints)
 
   def mirrored(self, found: Found) -> Found:
-    """What was found in a mirror image, in the image; its masks are left as they are."""
+    """What was found in a mirror image, in the image, without masks."""
     boxes, keypoints, width = found.boxes.copy(), found.keypoints, found.size[1]
     boxes[:, 0] = width - boxes[:, 0] - boxes[:, 2]
     if keypoints is not None:
@@ -79,7 +73,7 @@ class Merging:
       keypoints = keypoints[:, self.keypoints.flip_order]
       # The offset has been taken from them already: on the other side of the mirror, it is taken once more.
       keypoints[..., 0] = width - 2 * self.joint_offset - keypoints[..., 0]
-    return dataclasses.replace(found, boxes=boxes, keypoints=keypoints)
+    return dataclasses.replace(found, boxes=boxes, counts=None, keypoints=keypoints)
 
 
 def check_views(settings: Views, tiles: Tiles | None) -> None:
@@ -120,14 +114,12 @@ def _canvas(canvas: tuple[int, int], short: tuple[int, int], long: tuple[int, in
   return scaled(height, *of_height), scaled(width, *of_width)
 
 
-def merged_results(
+def merged_images(
   parts: Sequence[tuple[View, Results]], sizes: Mapping[int, tuple[int, int]], merging: Merging
-) -> Results:
-  """What was found in all views of all images; `sizes` are (height, width) by image id."""
-  if len(parts) == 1 and not parts[0][0].flip:
-    return parts[0][1]
+) -> list[Found]:
+  """What was found in each image, from what was found in each view; `sizes` are (height, width) by image id."""
   each = [(view, _by_image(results, sizes)) for view, results in parts]
-  return Results.of([merging([(view, images[image_id]) for view, images in each]) for image_id in sizes])
+  return [merging([(view, images[image_id]) for view, images in each]) for image_id in sizes]
 
 
 def _by_image(results: Results, sizes: Mapping[int, tuple[int, int]]) -> dict[int, Found]:
@@ -136,10 +128,9 @@ def _by_image(results: Results, sizes: Mapping[int, tuple[int, int]]) -> dict[in
   found = {}
   for image_id, size in sizes.items():
     rows = order[slice(*np.searchsorted(ids, [image_id, image_id + 1]))]
-    counts = None if results.counts is None else tuple(results.counts[row] for row in rows)
     keypoints = None if results.keypoints is None else results.keypoints[rows]
     columns = (results.boxes[rows], results.scores[rows], results.category_ids[rows])
-    found[image_id] = Found(image_id, size, *columns, counts, keypoints)
+    found[image_id] = Found(image_id, size, *columns, None, keypoints)
   return found
 
 
@@ -168,11 +159,3 @@ def _suppress(nms_iou: float, max_detections: int, soft: Any, boxes, scores, val
     return nms.soft_nms(boxes, scores, valid, **options, **dataclasses.asdict(soft))
   rows, kept = nms.nms(boxes, scores, valid, **options)
   return rows, scores[rows], kept
-
-
-def mirrored_mask(counts: bytes, size: tuple[int, int]) -> bytes:
-  """The compressed run lengths of the mirror image of a mask of `size` (height, width)."""
-  from pycocotools import mask
-
-  pixels = mask.decode({"size": list(size), "counts": counts})
-  return mask.encode(np.asfortranarray(pixels[:, ::-1]))["counts"]

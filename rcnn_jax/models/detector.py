@@ -185,7 +185,15 @@ class Detector(nn.Module):
     outputs = self.box_outputs(*self.pool_and_embed(features, proposals.boxes, None, proposals.valid))
     if self.cascade:
       outputs, proposals = self.cascade_outputs(features, outputs, proposals, batch)
-    found = self.box_heads[-1].detections(*outputs, proposals, batch)
+    return self.described(features, self.box_heads[-1].detections(*outputs, proposals, batch))
+
+  @_at_precision
+  def describe(self, batch: Batch, found: Detections) -> Detections:
+    """Objects [B, D], boxes in canvas pixels, with what the heads say of them: masks, joints."""
+    return self.described(self.backbone(self.normalise(batch)), found)
+
+  def described(self, features: tuple[Array, ...], found: Detections) -> Detections:
+    """`describe`, of images whose features are at hand."""
     for head in self.heads:
       found = head.detected(self.predict(head.key, features, found.boxes, found.classes, found.valid), found)
     return found
