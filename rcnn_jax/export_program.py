@@ -23,6 +23,7 @@ from jax import export
 import rcnn_jax
 from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.transforms import PaddedToMultiple, resized_size
+from rcnn_jax.experiment import Views
 from rcnn_jax.files import writing
 from rcnn_jax.models.detector import Detector
 from rcnn_jax.ops import resize
@@ -57,7 +58,7 @@ def write(
     ExportError: this run cannot be exported so.
   """
   model, data = run.experiment.model.with_data(run.categories, run.keypoints), run.experiment.data
-  check(model, data, batch_size)
+  check(model, data, batch_size, run.experiment.evaluation.views)
   canvases = canvases_for(data, image_sizes)
   exported = lowered(detection(model, run.variables, data, canvases), batch_size, platforms)
   said = about(run, exported, canvases, batch_size)
@@ -67,10 +68,14 @@ def write(
   return said
 
 
-def check(model: Detector, data: Data, batch_size: int | None) -> None:
+def check(model: Detector, data: Data, batch_size: int | None, views: Views = Views()) -> None:
   """Raises ExportError for what no program can be made of."""
   if importlib.util.find_spec("flatbuffers") is None:
     raise ExportError("jax.export writes its files with the package flatbuffers: pip install flatbuffers")
+  if views != Views():
+    raise ExportError(
+      f"the run sees each image by several views ({views}): a program sees it once; --set takes them away"
+    )
   if data.proposals is not None:
     raise ExportError(
       "the model takes its proposals from outside (data.proposals): only one with its own is exported"

@@ -26,6 +26,7 @@ from rcnn_jax.data.pipeline import Data
 from rcnn_jax.data.transforms import PaddedToMultiple, Resize
 from rcnn_jax.evaluation.image_files import matching_files
 from rcnn_jax.evaluation.predict import predict
+from rcnn_jax.experiment import Evaluation, Views
 from rcnn_jax.export_program import ExportError
 from tests import scenes
 from tests.small_detector import fresh, small_detector
@@ -36,7 +37,7 @@ CANVASES = ((480, 640), (640, 480), (512, 512))
 
 
 def a_run(model, variables, data=scenes.DATA):
-  experiment = types.SimpleNamespace(name="scenes", model=model, data=data)
+  experiment = types.SimpleNamespace(name="scenes", model=model, data=data, evaluation=Evaluation())
   return types.SimpleNamespace(
     experiment=experiment, categories=scenes.CATEGORIES, keypoints=None, variables=variables, step=12
   )
@@ -157,6 +158,8 @@ def test_what_cannot_be_exported_is_said(tmp_path):
     refused(changed(canvases=PaddedToMultiple(32)))
   with pytest.raises(ExportError, match="with SimpleNamespace, the program's batch size must be fixed"):
     export_program.check(types.SimpleNamespace(heads=(types.SimpleNamespace(),)), scenes.DATA, None)
+  with pytest.raises(ExportError, match="several views"):
+    export_program.check(scenes.ColourFinder(), scenes.DATA, None, Views(flip=True))
   assert not list(tmp_path.iterdir())
 
 

@@ -1,7 +1,7 @@
 """Resizing within a program: what OpenCV and Pillow do on the host, for one image of any size on a static canvas.
 
 The image stands in the top left corner of its array, and the resized one in that of its canvas: shapes are static, and
-sizes are numbers of the program. Positions are quotients of whole numbers, which float32 has as exactly as the host.
+sizes are numbers of the program. Positions are quotients of whole numbers, so that they are as exact as the host's.
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def pillow(image: Array, size: Array, new_size: Array, canvas: tuple[int, int]) 
 
 def _neighbours(old: Array, new: Array, length: int) -> tuple[Array, Array, Array]:
   """For each new pixel, the two old ones beside its centre, i32[length] each, and the weight of the second, f32."""
-  position = ((2 * jnp.arange(length) + 1) * old - new).astype(jnp.float32) / (2 * new).astype(jnp.float32)
+  numerator, denominator = (2 * jnp.arange(length, dtype=jnp.int32) + 1) * old - new, 2 * new
+  with jax.enable_x64(True):  # divided in float32, one position in some thousands would be off by its last bit
+    position = (numerator.astype(jnp.float64) / denominator.astype(jnp.float64)).astype(jnp.float32)
   first = jnp.floor(position)
   weight, first = position - first, first.astype(jnp.int32)
   return jnp.clip(first, 0, old - 1), jnp.clip(first + 1, 0, old - 1), weight
