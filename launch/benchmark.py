@@ -166,12 +166,12 @@ def scaling_report(report: dict) -> None:
     raise app.UsageError(f"--axes={','.join(unknown)}: known are {', '.join(scaling.AXES)}")
   experiment, report["scaling"] = chosen(), []
 
-  def told(row: dict) -> None:
+  def write_row(row: dict) -> None:
     report["scaling"].append(row)
     keep(report)
     print(tables.of_scaling(row), flush=True)
 
-  scaling.measure(experiment, batch_sizes(experiment)[0], settings(), FLAGS.axes, told)
+  scaling.measure(experiment, batch_sizes(experiment)[0], settings(), FLAGS.axes, write_row)
 
 
 def accelerator_report(report: dict) -> None:
@@ -183,7 +183,7 @@ def accelerator_report(report: dict) -> None:
     asked = [dataclasses.replace(row, experiment=step.timed(row.experiment)) for row in accelerator.rows()]
   report["steps"] = []
 
-  def told(row: dict) -> None:
+  def write_row(row: dict) -> None:
     report["steps"].append(row)
     keep(report)
     print(tables.of_row(row), flush=True)
@@ -191,7 +191,7 @@ def accelerator_report(report: dict) -> None:
   make_peer = None
   if FLAGS.peer:
     make_peer = lambda row: peer_of(row.experiment, (row.batch_size, row.batch_size), [row.what])
-  accelerator.measure(asked, settings(), FLAGS.budget, told, make_peer)
+  accelerator.measure(asked, settings(), FLAGS.budget, write_row, make_peer)
   report["ops"] = measured_ops(
     report, asked[0].experiment.data.canvases[0] if FLAGS.experiment else accelerator.CANVAS
   )

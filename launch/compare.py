@@ -48,8 +48,8 @@ def main(argv: list[str]) -> None:
   if FLAGS.experiment:
     experiments.load(FLAGS.experiment)  # whoever names the file lets it run: its classes are known from here on
   found = inputs.read(FLAGS.runs, FLAGS.sweep, FLAGS.truth, FLAGS.detections, FLAGS.checkpoint)
-  told = lambda line: print(line, flush=True)
-  compared = comparison.compare(found, FLAGS.resamples, FLAGS.seed, FLAGS.max_detections, told)
+  report = lambda line: print(line, flush=True)
+  compared = comparison.compare(found, FLAGS.resamples, FLAGS.seed, FLAGS.max_detections, report)
   known = costs.measured(found) if FLAGS.time else costs.from_runs(found)
   for folder in FLAGS.runs if not FLAGS.time else ():
     known |= costs.of_ladder(pathlib.Path(folder).expanduser())

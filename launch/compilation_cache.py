@@ -60,8 +60,8 @@ def _processor() -> str:
     lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
     lines = []
-  told = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
-  return "\n".join(sorted(told)) or f"{platform.machine()} {platform.processor()}"
+  relevant = {line for line in lines if line.startswith(("model name", "flags", "Features"))}
+  return "\n".join(sorted(relevant)) or f"{platform.machine()} {platform.processor()}"
 
 
 def _bound(folder: pathlib.Path) -> None:

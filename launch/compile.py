@@ -73,7 +73,7 @@ def main(argv: list[str]) -> None:
 
 
 def reported(asked: programs.Asked, chip: Chip, mesh: Mesh) -> dict:
-  """What is told of a program; the part that the compiler tells from --output, where that holds an equal program."""
+  """The report on a program; the compiler's part comes from --output where that holds an equal program."""
   program = programs.lowered(asked, mesh)
   same = {
     "experiment": asked.experiment.name,
@@ -90,7 +90,7 @@ def reported(asked: programs.Asked, chip: Chip, mesh: Mesh) -> dict:
   if same.items() <= past.items() and "memory" in past:
     return past | now
   today = {"date": datetime.date.today().isoformat()}
-  return same | now | today | programs.told(asked, mesh, program, chip)
+  return same | now | today | programs.report(asked, mesh, program, chip)
 
 
 def fitted(asked: programs.Asked, chip: Chip, mesh: Mesh) -> int:

@@ -102,8 +102,8 @@ def with_epsilon(
   differing = [path for path, value in own.items() if value != norms.EPSILON]
   if not own:
     return experiment, ""
-  told = norms.told(library, tensors, weights)
-  if told is None:
+  implied = norms.implied_epsilon(library, tensors, weights)
+  if implied is None:
     for path in differing:
       LOG.warning(
         "%s: nothing tells the epsilon of its batch norms. %s stays %s, that of torchvision's published weights and "
@@ -111,7 +111,7 @@ def with_epsilon(
         *(weights, path, own[path], path, norms.EPSILON),
       )
     return experiment, ""
-  epsilon, sign = told
+  epsilon, sign = implied
   changes = {path: epsilon for path, value in own.items() if value != epsilon}
   remark = "".join(f"{path} = {epsilon} instead of {own[path]}: the file holds {sign}\n" for path in changes)
   return experiment.override(changes), remark

@@ -155,8 +155,8 @@ def make(settings: Settings) -> None:
     if finished:
       write(finished, settings)
   if failures:
-    told = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
-    raise LadderError(f"{len(failures)} of {len(climbs)} rungs failed: {told}")
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in failures.items())
+    raise LadderError(f"{len(failures)} of {len(climbs)} rungs failed: {reasons}")
 
 
 def planned(asked: str, settings: Settings) -> Climb:

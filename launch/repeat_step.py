@@ -17,7 +17,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
   """Defines the options of this command."""
   launch_flags.define_path("workdir", "The run directory.", required=True)
-  flags.DEFINE_integer("step", None, "The step, as the training told it.", 1, required=True)
+  flags.DEFINE_integer("step", None, "The step, as the training printed it.", 1, required=True)
   flags.DEFINE_string("experiment", None, "The run's experiment file, if that defines classes of its own.")
 
 

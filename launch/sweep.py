@@ -146,9 +146,9 @@ def run_here(sweep: Sweep, workdir: pathlib.Path, units: Units) -> None:
   at_once = FLAGS.at_once or 1
   shares = slots.slots(at_once, slots.my_cores(), slots.my_gpus(), slots.my_tpus() if at_once > 1 else 0)
   left = trials.to_do(sweep, workdir, units)
-  told = progress(sum(map(len, left)))
+  report = progress(sum(map(len, left)))
   pool = Pool(
-    workdir, shares, functools.partial(start, sweep, workdir), (lambda line: None) if FLAGS.follow else told
+    workdir, shares, functools.partial(start, sweep, workdir), (lambda line: None) if FLAGS.follow else report
   )
   if FLAGS.follow:
     with follow.View(follow.Follower(sweep, workdir, units)) as view:

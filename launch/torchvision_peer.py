@@ -244,10 +244,10 @@ def prepared_steps(request: dict) -> tuple[dict[str, Callable[[], object]], dict
   condition(model, images)
   if request["num_found"] is not None:
     set_found(model, images, request["num_found"])
-  told = work(model, images)
+  facts = work(model, images)
   runs = {name: steps_of(*each, training, images) for name, each in variants(model, request).items()}
   if len(runs) == 1:
-    return runs["plain"], told
+    return runs["plain"], facts
   chosen = {}
   for what in request["steps"]:
     times = {}
@@ -258,10 +258,10 @@ def prepared_steps(request: dict) -> tuple[dict[str, Callable[[], object]], dict
       except RuntimeError as error:  # torchvision's loss of keypoints needs channels before pixels
         if name == "plain":
           raise
-        told.setdefault("failed", {})[f"{what}, {name}"] = str(error).splitlines()[0]
-    told[f"{what}_variant"] = min(times, key=times.get)
-    chosen[what] = runs[told[f"{what}_variant"]][what]
-  return chosen, told
+        facts.setdefault("failed", {})[f"{what}, {name}"] = str(error).splitlines()[0]
+    facts[f"{what}_variant"] = min(times, key=times.get)
+    chosen[what] = runs[facts[f"{what}_variant"]][what]
+  return chosen, facts
 
 
 def main() -> None:
@@ -270,15 +270,15 @@ def main() -> None:
     if "ops" in request:
       import torchvision_ops
 
-      runs, told = torchvision_ops.functions(request["ops"], tuple(request["canvas"]), DEVICE), {}
+      runs, facts = torchvision_ops.functions(request["ops"], tuple(request["canvas"]), DEVICE), {}
     else:
-      runs, told = prepared_steps(request)
+      runs, facts = prepared_steps(request)
   except ValueError as error:
     print(json.dumps({"error": str(error)}), flush=True)
     return
   device = torch.cuda.get_device_name() if DEVICE == "cuda" else f"cpu, {torch.get_num_threads()} threads"
-  told |= {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": device}
-  print(json.dumps(told), flush=True)
+  facts |= {"torch": torch.__version__, "torchvision": torchvision.__version__, "device": device}
+  print(json.dumps(facts), flush=True)
   for line in sys.stdin:
     print(json.dumps({"seconds": seconds_of(runs[json.loads(line)["measure"]], request["iterations"])}), flush=True)
 

@@ -35,7 +35,7 @@ def define_flags() -> None:
 def main(argv: list[str]) -> None:
   """Prints the faults, one a line, and their number."""
   del argv
-  found = set()  # what two splits of a folder share is told once
+  found = set()  # what two splits of a folder share is reported once
   for fault in itertools.chain.from_iterable(map(validate.faults, chosen_data())):
     if fault not in found:
       found.add(fault)

@@ -74,7 +74,7 @@ def largest_buffers(text: str, count: int) -> list[Buffer]:
     arrays = [array for array in ARRAY.findall(shape) if not re.search(r"S\([1-9]\d*\)", array[2])]
     size = sum(array_bytes(*each) for each in arrays)
     shapes = " ".join(f"{kind}[{sides}]" for kind, sides, _ in arrays)
-    if "op_name=" not in line:  # a fusion of several results has no name of its own: the last one's is told
+    if "op_name=" not in line:  # a fusion of several results has no name of its own: the last one's is given
       line = named.get(_first(r"calls=%?([\w.\-]+)", line), line)
     rows.append(Buffer(size, shapes, opcode, _first(r'op_name="([^"]*)"', line), _source(line, lines)))
   return sorted(rows, key=lambda row: -row.bytes)[:count]

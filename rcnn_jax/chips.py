@@ -154,7 +154,7 @@ def described_devices(topology: str) -> tuple[Chip, Mesh]:
 
 
 def compiler_options(chip: Chip) -> dict[str, bool]:
-  """What the compiler is told beside its defaults.
+  """The compiler's options beside its defaults.
 
   XLA of jax below 0.12 ends the process on matrix products of some of our detectors when it fuses them by Triton
   (openxla/xla#47381). Where that happens on a machine with a GPU, XLA_FLAGS=--xla_gpu_enable_triton_gemm=false helps.

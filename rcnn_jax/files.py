@@ -57,7 +57,7 @@ def writing(path: pathlib.Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def naming(path: str | os.PathLike) -> Iterator[None]:
-  """Within, an error of the system names this file where it names none: a full disk is told by no name."""
+  """Within, an error of the system names this file where it names none: the error of a full disk names no file."""
   try:
     yield
   except OSError as error:

@@ -129,8 +129,8 @@ def work_of(asked: Asked, mesh: Mesh, program: Any, done: Any, chip: Chip) -> di
     cost = done.cost_analysis() or {}
     # Of a call of its own, which joins bits and takes no time, the compiler says -1 s.
     seconds = cost.get("optimal_seconds", 0.0) + aot.custom_calls(done.as_text()).get("ConcatBitcast", 0)
-    told = {"estimate_s": seconds} if seconds > 0 else {}
-    return {"flops": cost.get("flops", 0.0), "bytes": cost.get("bytes accessed", 0.0)} | told
+    estimate = {"estimate_s": seconds} if seconds > 0 else {}
+    return {"flops": cost.get("flops", 0.0), "bytes": cost.get("bytes accessed", 0.0)} | estimate
   # The GPU's compiler counts nothing. FLOPs are those of the program before it is compiled, where products are not
   # yet calls of a library, for one device's images on one device; bytes those of the compiled program.
   if mesh.size > 1:
@@ -152,7 +152,7 @@ def roofline(flops: float, moved: float, chip: Chip, dtype: str) -> dict:
   return {"s": seconds[bound], "bound": bound} | {f"{name}_s": value for name, value in seconds.items()}
 
 
-def told(asked: Asked, mesh: Mesh, program: Any, chip: Chip) -> dict:
+def report(asked: Asked, mesh: Mesh, program: Any, chip: Chip) -> dict:
   """Compiles a program and says what it tells: memory, work, collectives, the largest buffers, of one device.
 
   Raises:

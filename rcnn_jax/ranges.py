@@ -1,4 +1,4 @@
-"""The least that the numbers of an experiment may be: what is below is told by its path before anything begins."""
+"""The least that the numbers of an experiment may be: a smaller one raises an error that names its path."""
 
 from __future__ import annotations
 

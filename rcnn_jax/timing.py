@@ -68,13 +68,13 @@ def compile_timed(function: Callable, *inputs) -> tuple[Callable, dict]:
   began = time.perf_counter()
   lowered = function.lower(*inputs)
   compiled = lowered.compile()
-  told = {"compile_s": time.perf_counter() - began}
+  facts = {"compile_s": time.perf_counter() - began}
   memory, cost = compiled.memory_analysis(), aot.counted(lowered.compiler_ir("hlo").as_hlo_module())
   if memory is not None:
-    told["program_memory_MiB"] = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
+    facts["program_memory_MiB"] = (memory.temp_size_in_bytes + memory.argument_size_in_bytes) / 2**20
   if "flops" in cost:
-    told["GFLOP"] = cost["flops"] / 1e9
-  return compiled, told
+    facts["GFLOP"] = cost["flops"] / 1e9
+  return compiled, facts
 
 
 def detection(run: Run, batches: Sequence[Batch]) -> Callable[[], float]:

@@ -64,15 +64,15 @@ def measure(
   """
   began, longest, found = time.perf_counter(), 0.0, []
   for row in asked:
-    told = {"experiment": row.experiment.name, "what": row.what}
+    facts = {"experiment": row.experiment.name, "what": row.what}
     start = time.perf_counter()
     if budget - (start - began) < longest:
-      told |= {"batch_size": row.batch_size, "left_out": f"{budget - (start - began):.0f} s were left"}
+      facts |= {"batch_size": row.batch_size, "left_out": f"{budget - (start - began):.0f} s were left"}
     else:
-      told |= _fitted(row, settings, make_peer)
+      facts |= _fitted(row, settings, make_peer)
       longest = max(longest, time.perf_counter() - start)
-    found.append(told)
-    report(told)
+    found.append(facts)
+    report(facts)
   return found
 
 
@@ -82,8 +82,8 @@ def _fitted(row: Row, settings: Settings, make_peer: Callable[[Row], Any] | None
     peer = make_peer(row) if make_peer else None
     try:
       measure_peer = (lambda: peer.measure(row.what)) if peer else None
-      told = step.measured(row.what, row.experiment, row.batch_size, settings, measure_peer)
-      return told | utilisation(told, row.experiment) | ({"peer_says": peer.versions} if peer else {})
+      facts = step.measured(row.what, row.experiment, row.batch_size, settings, measure_peer)
+      return facts | utilisation(facts, row.experiment) | ({"peer_says": peer.versions} if peer else {})
     except jax.errors.JaxRuntimeError as error:
       if "RESOURCE_EXHAUSTED" not in str(error) or row.batch_size == 1:
         return {"batch_size": row.batch_size, "left_out": " ".join(str(error).split())[:300]}
@@ -93,13 +93,13 @@ def _fitted(row: Row, settings: Settings, make_peer: Callable[[Row], Any] | None
         peer.close()
 
 
-def utilisation(told: dict, experiment: Experiment) -> dict[str, float]:
+def utilisation(facts: dict, experiment: Experiment) -> dict[str, float]:
   """{'peak_share'}: FLOP/s of the step by those of all devices; {} where either is not known.
 
   Of a head that runs over the rows that exist, the work is counted as if there were all.
   """
   kind = jax.devices()[0].device_kind
   known = [chip for chip in chips.CHIPS.values() if chip.kind == kind]
-  if not known or "GFLOP" not in told or experiment.model.heads:
+  if not known or "GFLOP" not in facts or experiment.model.heads:
     return {}
-  return {"peak_share": told["GFLOP"] * 1e9 / told["ours"]["s"] / getattr(known[0], experiment.model.dtype)}
+  return {"peak_share": facts["GFLOP"] * 1e9 / facts["ours"]["s"] / getattr(known[0], experiment.model.dtype)}

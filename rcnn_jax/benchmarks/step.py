@@ -44,7 +44,7 @@ def timed(experiment: Experiment) -> Experiment:
 
 
 def prepared(what: str, experiment: Experiment, batch_size: int, settings: Settings) -> tuple[Repeat, dict]:
-  """(a function that times one repeat of 'train' or 'detect', what compiling it told)."""
+  """(a function that times one repeat of 'train' or 'detect', what is known of the compiled program)."""
   sizes = {"num_objects": settings.num_objects, "num_classes": settings.num_classes}
   batch = synthetic_batch(experiment, batch_size, **sizes)
   model = sized_model(experiment, settings.num_classes)
@@ -57,11 +57,11 @@ def prepared(what: str, experiment: Experiment, batch_size: int, settings: Setti
 def measured(
   what: str, experiment: Experiment, batch_size: int, settings: Settings, peer: Repeat | None = None
 ) -> dict:
-  """What was told and taken: `timing.summary` of ours, and in turns of a peer where there is one."""
-  repeat, told = prepared(what, experiment, batch_size, settings)
+  """What is known of the program, and `timing.summary` of our times and, in turns, of a peer's where there is one."""
+  repeat, facts = prepared(what, experiment, batch_size, settings)
   contestants = {"ours": repeat} | ({"peer": peer} if peer else {})
   seconds = timing.alternate(contestants, settings.repeats)
-  return told | {"batch_size": batch_size} | timing.summary(seconds, settings.iterations, batch_size)
+  return facts | {"batch_size": batch_size} | timing.summary(seconds, settings.iterations, batch_size)
 
 
 def _training(experiment, model, variables, batch, settings) -> tuple[Repeat, dict]:
@@ -71,7 +71,7 @@ def _training(experiment, model, variables, batch, settings) -> tuple[Repeat, di
   step = steps.make_train_step(model, stage, mesh, seed=0, num_steps=10_000)
   held = {"state": steps.create_state(variables, stage, mesh)}
   batch = meshes.shard_batch(batch, mesh)
-  compiled, told = timing.compile_timed(step, held["state"], batch)
+  compiled, facts = timing.compile_timed(step, held["state"], batch)
 
   def repeat() -> float:
     began = time.perf_counter()
@@ -80,7 +80,7 @@ def _training(experiment, model, variables, batch, settings) -> tuple[Repeat, di
     jax.block_until_ready((held["state"], metrics))
     return time.perf_counter() - began
 
-  return repeat, told
+  return repeat, facts
 
 
 def _detection(model, variables, batch, settings) -> tuple[Repeat, dict]:
@@ -89,11 +89,11 @@ def _detection(model, variables, batch, settings) -> tuple[Repeat, dict]:
     found_at = threshold(model, variables, batch, settings.num_found)
     model = model.clone(box=model.box.clone(score_threshold=found_at))
   detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
-  compiled, told = timing.compile_timed(detect, variables, batch)
+  compiled, facts = timing.compile_timed(detect, variables, batch)
   propose = jax.jit(lambda variables, batch: model.apply(variables, batch, method="propose"))
-  told["proposals"] = float(propose(variables, batch).valid.sum(1).mean())
-  told["detections"] = float(compiled(variables, batch).valid.sum(1).mean())
-  return timing.repeated(compiled, variables, batch, iterations=settings.iterations), told
+  facts["proposals"] = float(propose(variables, batch).valid.sum(1).mean())
+  facts["detections"] = float(compiled(variables, batch).valid.sum(1).mean())
+  return timing.repeated(compiled, variables, batch, iterations=settings.iterations), facts
 
 
 def threshold(model: Detector, variables: dict, batch: Batch, num_found: int) -> float:

@@ -287,8 +287,8 @@ def _keypoints(
     problem = f"only one skeleton is supported, that of {entries[named[0]]['name']!r}: objects of other joints"
     faults.append(Fault(str(path), f"{problem} ({', '.join(others)}) are read without them", fatal=False))
   if keypoints.unpaired:
-    told = f"joints with a side and no counterpart, which a mirror image leaves as they are: {keypoints.unpaired}"
-    faults.append(Fault(str(path), told, fatal=False))
+    message = f"joints with a side and no counterpart, which a mirror image leaves as they are: {keypoints.unpaired}"
+    faults.append(Fault(str(path), message, fatal=False))
   return keypoints, np.array([not entry["keypoints"] or entry["keypoints"] == joints for entry in entries]), faults
 
 

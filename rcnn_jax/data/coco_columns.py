@@ -152,14 +152,14 @@ def _read_images(raws: Sequence[msgspec.Raw], path: str) -> tuple[list[Image], d
 
 
 def _shared_files(entries: Sequence[Image]) -> list[Fault]:
-  """Files that several images name, which is told and changes nothing."""
+  """A warning for each file that several images name; nothing changes."""
   ids = collections.defaultdict(list)
   for entry in entries:
     ids[entry.file_name].append(shown(entry.id))
   several = [(name, own) for name, own in ids.items() if len(own) > 1]
-  told = "{} images are of this file (ids {}): each of them is read"
+  message = "{} images are of this file (ids {}): each of them is read"
   return [
-    Fault(readable(name), told.format(len(own), ", ".join(own[:5]) + ", ..." * (len(own) > 5)), fatal=False)
+    Fault(readable(name), message.format(len(own), ", ".join(own[:5]) + ", ..." * (len(own) > 5)), fatal=False)
     for name, own in several
   ]
 

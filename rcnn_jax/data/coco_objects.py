@@ -288,8 +288,8 @@ class _Masks:
     for number, fields in self._chunk.unreadable.items():
       if "segmentation" in fields:
         given.append(number)
-        told = f"segmentation {shown(fields['segmentation'])} is neither polygons nor run lengths"
-        self._chunk.fault(number, told)
+        reason = f"segmentation {shown(fields['segmentation'])} is neither polygons nor run lengths"
+        self._chunk.fault(number, reason)
     for number, entry in enumerate(self._chunk.entries):
       parts = entry.segmentation
       if not parts:
@@ -306,8 +306,8 @@ class _Masks:
           lengths.append(len(part))
           owners.append(number)
         elif part:
-          told = "a polygon of fewer than three points, or of an odd number of coordinates"
-          self._chunk.fault(number, told)
+          reason = "a polygon of fewer than three points, or of an odd number of coordinates"
+          self._chunk.fault(number, reason)
         else:
           continue
         given.append(number)
@@ -319,8 +319,8 @@ class _Masks:
     """[(number, compressed run lengths)], which may be unsound, or none."""
     height, width = size = self._chunk.sizes[number].tolist()
     if part.size != size:
-      told = f"the mask is {shown(part.size)}, the image is {size} (height, width)"
-      self._chunk.fault(number, told)
+      reason = f"the mask is {shown(part.size)}, the image is {size} (height, width)"
+      self._chunk.fault(number, reason)
       return []
     if isinstance(part.counts, str):
       return [(number, part.counts.encode("utf-8", "surrogatepass"))]
@@ -357,8 +357,8 @@ class _Masks:
     pixels = self._chunk.sizes[owners].prod(axis=1)
     sound, areas = segmentations.check_runs([counts for _, counts in runs], pixels)
     for number, total in zip(owners[~sound].tolist(), pixels[~sound].tolist()):
-      told = f"the mask's run lengths are corrupt: they do not sum to the image's {total} pixels"
-      self._chunk.fault(number, told)
+      reason = f"the mask's run lengths are corrupt: they do not sum to the image's {total} pixels"
+      self._chunk.fault(number, reason)
     self._usable[owners[sound]] = True
     self._filled[owners[sound & (areas > 0)]] = True
     of_object = collections.defaultdict(list)

@@ -44,8 +44,8 @@ def raise_or_warn(faults: Sequence[Fault]) -> None:
   """Raises DataError for the first fatal fault; where none is, logs one line: how many there are, and the first."""
   raise_first(faults)
   if faults:
-    told = f"{_count(len(faults), 'fault')}; what cannot be read is left out (launch.validate_data lists all)"
-    logger.warning("%s; the first: %s", told, faults[0])
+    summary = f"{_count(len(faults), 'fault')}; what cannot be read is left out (launch.validate_data lists all)"
+    logger.warning("%s; the first: %s", summary, faults[0])
 
 
 def clipped(text: str | bytes, length: int = 80) -> str:

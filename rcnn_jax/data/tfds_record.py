@@ -36,25 +36,25 @@ def form_of(features: Any, where: str) -> Form:
   """What the features say. Raises DataError where they are not those of a detection data set."""
   import tensorflow_datasets as tfds
 
-  told = f"{where}: not a detection data set of the usual form"
+  prefix = f"{where}: not a detection data set of the usual form"
   if not isinstance(features, tfds.features.FeaturesDict) or not {"image", "objects"} <= set(features):
     has = ", ".join(sorted(features)) if hasattr(features, "keys") else type(features).__name__
-    raise DataError(f"{told}: it has no image and objects: its features are {has}")
+    raise DataError(f"{prefix}: it has no image and objects: its features are {has}")
   if not isinstance(features["image"], tfds.features.Image):
-    raise DataError(f"{told}: its image is {type(features['image']).__name__}, no Image")
+    raise DataError(f"{prefix}: its image is {type(features['image']).__name__}, no Image")
   objects = features["objects"]
   objects = getattr(objects, "feature", objects)  # of a Sequence
   if not isinstance(objects, tfds.features.FeaturesDict):
-    raise DataError(f"{told}: its objects are {type(objects).__name__}, no sequence of features")
+    raise DataError(f"{prefix}: its objects are {type(objects).__name__}, no sequence of features")
   missing = [name for name in ("bbox", "label") if name not in objects]
   if missing:
-    raise DataError(f"{told}: objects have no {' and no '.join(missing)}, but {', '.join(sorted(objects))}")
+    raise DataError(f"{prefix}: objects have no {' and no '.join(missing)}, but {', '.join(sorted(objects))}")
   label = objects["label"]
   if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
-    raise DataError(f"{told}: objects/label is no ClassLabel: its classes have no names")
+    raise DataError(f"{prefix}: objects/label is no ClassLabel: its classes have no names")
   box_form = getattr(getattr(objects["bbox"], "bbox_format", None), "value", None)
   if isinstance(objects["bbox"], tfds.features.BBoxFeature) and box_form not in _BOX_FORMS:
-    raise DataError(f"{told}: the bbox_format of objects/bbox is {box_form}")
+    raise DataError(f"{prefix}: the bbox_format of objects/bbox is {box_form}")
   has_masks = "segmentation" in objects and isinstance(objects["segmentation"], tfds.features.Text)
   return Form(tuple(label.names), box_form or "REL_YXYX", has_masks)
 
@@ -113,7 +113,7 @@ def reason(error: Exception) -> str:
 
 
 def _problems(corners, labels, counts, size, form: Form) -> dict[int, str]:
-  """Why an object cannot be read, by its row; a box that is degenerate is told elsewhere."""
+  """Why an object cannot be read, by its row; degenerate boxes are reported elsewhere."""
   problems, num_pixels, sound = {}, size[0] * size[1], np.ones(len(corners), bool)
   if counts is not None:
     sound, _ = check_runs([text.encode("latin-1", "replace") for text in counts], np.full(len(counts), num_pixels))

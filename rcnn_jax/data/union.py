@@ -39,8 +39,8 @@ class Union:
     for number, other in enumerate(others, start=1):
       for what in ("categories", "keypoints"):
         if getattr(other, what) != getattr(first, what):
-          told = f"{_names(getattr(first, what))}; {_names(getattr(other, what))}"
-          raise DataError(f"the {what} of {self.parts[0]} and {self.parts[number]} differ: {told}")
+          difference = f"{_names(getattr(first, what))}; {_names(getattr(other, what))}"
+          raise DataError(f"the {what} of {self.parts[0]} and {self.parts[number]} differ: {difference}")
     return UnionSource(sources, tuple(itertools.accumulate(len(source) for source in sources)))
 
 

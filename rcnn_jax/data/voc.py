@@ -187,7 +187,7 @@ def _usable(image_id, name, record: Record | None, pictures, folder, upright) ->
 def _annotations(row: _Row, folder: VocFolder, class_of: dict[str, int]) -> Annotations:
   read = lambda item: item.name in class_of and (folder.difficult or not item.difficult)
   objects = [item for item in row.record.objects if read(item)]
-  with np.errstate(over="ignore"):  # a corner beyond float32 becomes infinite, which is told as a degenerate box
+  with np.errstate(over="ignore"):  # a corner beyond float32 becomes infinite, which is reported as a degenerate box
     boxes = np.array([item.corners for item in objects], np.float64).reshape(-1, 4).astype(np.float32)
   if folder.one_based:
     # A box that is degenerate as written stays so: counting pixels would turn a stray click into a 1-pixel object.

@@ -44,7 +44,7 @@ class RunFiles:
     train: train rows of metrics.jsonl, by step.
     fits: its fit rows, by step.
     evaluations: metrics by step, from metrics.jsonl and eval/STEP/metrics.json.
-    keep_best: the metric by which the best evaluation is told.
+    keep_best: the metric that the best evaluation has the highest of.
   """
 
   workdir: pathlib.Path

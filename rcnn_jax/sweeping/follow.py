@@ -58,22 +58,22 @@ class Follower:
     if name in self._finished:
       return self._finished[name]
     folder = self.workdir / name
-    told = statuses.read(folder)
+    record = statuses.read(folder)
     metrics = result_of(folder, experiment)
     if metrics is not None:
-      row = Row(name, "finished", told.num_steps, told.num_steps, metrics.get(self.metric))
+      row = Row(name, "finished", record.num_steps, record.num_steps, metrics.get(self.metric))
       self._finished[name] = row
       return row
-    step, metric, left = _progress(folder, self.metric, told.num_steps, experiment.data.batch_size[0])
-    state = told.state
+    step, metric, left = _progress(folder, self.metric, record.num_steps, experiment.data.batch_size[0])
+    state = record.state
     if is_claimed(folder):
       state = "running"
     elif job is not None:  # its process is still to start, unless the file system has no locks
       state = "running" if job == state == "running" else "queued"
     elif state == "running":
       state = "killed"
-    note = told.reason if state in ("failed", "preempted") else told.host if state == "running" else ""
-    return Row(name, state, step, told.num_steps, metric, left if state == "running" else None, note)
+    note = record.reason if state in ("failed", "preempted") else record.host if state == "running" else ""
+    return Row(name, state, step, record.num_steps, metric, left if state == "running" else None, note)
 
 
 def _progress(

@@ -37,7 +37,7 @@ class Pool:
   """Runs units of trials in the slots of this machine; one failure stops nothing."""
 
   def __init__(self, workdir: pathlib.Path, slots: tuple[Slot, ...], start: Start, say: Callable[[str], None]):
-    """`say` is told, in a line, what begins and what ends."""
+    """`say` logs a line for each trial that begins or ends."""
     self.workdir, self.slots, self.start, self.say = workdir, slots, start, say
     self.failed: dict[str, str] = {}  # name -> the reason
     self.elsewhere: list[str] = []  # what other workers are at

@@ -157,13 +157,13 @@ def outlook(sweep: Sweep, workdir: pathlib.Path, units: Units, at_once: int = 1)
   lines, pace, left, unfinished = [], [], 0, 0
   for name in (name for unit in units for name in unit):
     finished = result_of(workdir / name, runs[name]) is not None
-    told = statuses.read(workdir / name)
+    record = statuses.read(workdir / name)
     changes = ", ".join(f"{path}={value}" for path, _, value in diff(sweep.base, runs[name]))
     steps = lengths.get(name)
     length = f"{steps} steps" if steps else "its data are not there" if name in lengths else "evaluated"
     lines.append(f"{'finished' if finished else 'to run':<8}  {name}  {length}  {changes}".rstrip())
-    if finished and steps and told.seconds:
-      pace.append(told.seconds / steps)
+    if finished and steps and record.seconds:
+      pace.append(record.seconds / steps)
     if not finished:
       left, unfinished = left + (steps or 0), unfinished + 1
   lines.append(f"{unfinished} of {len(lines)} to run, {left} steps" + _time(pace, left, at_once))

@@ -206,7 +206,7 @@ def _plain_folder(workdir: str | pathlib.Path) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _in_one_line(place: pathlib.Path, what: str) -> Iterator[None]:
-  """Within, whatever is raised is told as a CheckpointError of this checkpoint; `what`: 'written' or 'read'."""
+  """Within, whatever is raised becomes a CheckpointError of this checkpoint; `what`: 'written' or 'read'."""
   try:
     yield
   except CheckpointError:
@@ -286,8 +286,8 @@ def _read_variables(place: pathlib.Path) -> dict:
   as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), handler.metadata(folder).tree)
   item = handler.restore(folder, args=ocp.args.PyTreeRestore(restore_args=as_numpy))
   host = place / "host" / "metadata"  # imported variables have none
-  told = json.loads(host.read_text()) if host.exists() else {}
-  _check(place, item, told.get("checksums", {}).get("variables", {}))
+  host_record = json.loads(host.read_text()) if host.exists() else {}
+  _check(place, item, host_record.get("checksums", {}).get("variables", {}))
   params = item["params"] if item.get("ema_params") is None else item["ema_params"]
   variables = {"params": params} | ({"batch_stats": item["batch_stats"]} if item.get("batch_stats") else {})
   return jax.tree.map(jax.numpy.asarray, variables)

@@ -79,7 +79,7 @@ class Cache:
 def cache(
   folder: pathlib.Path, model: nn.Module, variables: dict, regions: Regions, say: Callable[[str], None]
 ) -> Cache:
-  """Computes what of the features is not on disk yet; `say` is told the progress."""
+  """Computes what of the features is not on disk yet; `say` logs a line of progress."""
   settings = {
     "version": VERSION,
     "parameters": checksum(variables),

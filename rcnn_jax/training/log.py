@@ -61,7 +61,7 @@ class RunLog:
   """Writes the rows of one run to metrics.jsonl and TensorBoard, in the first process only.
 
   Opened at the step that a run resumes from: rows of later steps, which will be computed again, are removed.
-  `services` are names of writers.SERVICES, which are told the experiment's `values` by path.
+  `services` are names of writers.SERVICES, which get the experiment's `values` by path.
   """
 
   def __init__(

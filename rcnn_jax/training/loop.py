@@ -31,7 +31,7 @@ from rcnn_jax.training.stages import CopyParameters, Fit, ResetParameters, Sgd, 
 from rcnn_jax.training.step import TrainState, create_state, make_train_step, partition
 
 Evaluate = Callable[[dict, int], dict[str, float | None]]  # (variables, step) -> flat metrics
-# (stage, variables, a function that is told the progress) -> (variables, numbers for the log)
+# (stage, variables, a function that logs a line of progress) -> (variables, numbers for the log)
 CarryOut = Callable[[Stage, dict, Callable[[str], None]], tuple[dict, dict[str, float]]]
 
 
@@ -88,7 +88,7 @@ def run(
   Args:
     experiment: the stages, the seed, the batch size, when to save and to evaluate.
     workdir: a run directory that holds this experiment (checkpoint.write_experiment).
-    model: the experiment's model, complete with what it learnt from its data.
+    model: the experiment's model, complete with what its data determine.
     variables: where a new training starts; a resumed one takes only their shapes.
     steps_per_epoch: of the loader, which everything that is given in epochs is measured by.
     loader: number of steps -> iterator of this process' numpy batches, with get_state(), set_state(), close().

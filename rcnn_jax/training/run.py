@@ -123,7 +123,7 @@ def check_parts(experiment: Experiment) -> None:
   asked_for = {"model.cascade": model.cascade, "model.sampler.hard_nms_iou": model.sampler.hard_nms_iou is not None}
   if isinstance(model.box, RcnnHead) and any(asked_for.values()):
     paths = " and ".join(path for path, is_set in asked_for.items() if is_set)
-    raise ExperimentError(f"{paths}: needs boxes learnt by gradient (BoxHead), which RcnnHead's are not")
+    raise ExperimentError(f"{paths}: needs boxes learned by gradient (BoxHead), which RcnnHead's are not")
 
 
 def check_model(experiment: Experiment, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Losses and gradients that are not finite: told with their images, and after too many in a row kept to be repeated.
+"""Losses and gradients that are not finite: logged with their images, and after too many in a row kept to be repeated.
 
 The step itself finds them, on the device, and changes nothing (`step.make_train_step`). What is read here is of a step
 that is done already, so that no device waits.
@@ -65,10 +65,10 @@ class Watch:
     self.streak += 1
     values = {name: float(value) for name, value in jax.device_get(metrics).items() if name != "skipped"}
     ids = sum(hosts.gathered(np.asarray(batch.image_id).tolist()), [])
-    told = f"{fault(values)} at step {step}; image ids {ids}"
+    summary = f"{fault(values)} at step {step}; image ids {ids}"
     if self.streak >= self._limit:
-      raise NotFinite(f"{told}: {self.streak} in a row", step, batch)
-    self._say(f"{told}: the step changes nothing")
+      raise NotFinite(f"{summary}: {self.streak} in a row", step, batch)
+    self._say(f"{summary}: the step changes nothing")
 
 
 def fault(values: dict[str, float]) -> str:

@@ -103,7 +103,7 @@ def mine(
     num_classes: K.
     settings: costs and thresholds.
     scale: the factor on the features, beforehand.
-    say: is told the progress.
+    say: logs a line of progress.
 
   Returns:
     The SVMs, whose biases are NEVER for a class without a positive, and how the mining went.

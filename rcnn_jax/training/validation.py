@@ -27,7 +27,7 @@ def losses(
 ) -> dict[str, float]:
   """The loss and its terms, each the mean over the batches by their numbers of images.
 
-  Nothing is learnt: batch norms normalise by the statistics that they have kept. Regions are sampled as in training,
+  Nothing is updated: batch norms normalise by the statistics that they have kept. Regions are sampled as in training,
   always the same ones of an image.
 
   Args:
@@ -55,8 +55,8 @@ def _losses(model, names, mesh, variables, batch, key) -> dict[str, Any]:
 
   def on_a_device(variables, batch, key):
     terms = counted(model.apply(variables | fixed, batch, key, method="losses", mutable=["batch_stats"])[0], names)
-    told = {"loss": sum(terms.values())} | {f"loss/{name}": term for name, term in terms.items()}
-    return across_devices(told | {"count": batch.valid.sum().astype(jnp.float32)})
+    measured = {"loss": sum(terms.values())} | {f"loss/{name}": term for name, term in terms.items()}
+    return across_devices(measured | {"count": batch.valid.sum().astype(jnp.float32)})
 
   specs = (PartitionSpec(), meshes.rows(mesh), PartitionSpec())
   return jax.shard_map(on_a_device, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)(

@@ -23,7 +23,7 @@ COUNTER = ".num_batches_tracked"
 PUBLISHED = ("258fb6c6", "bf2d0c1e", "fc266e95")  # fasterrcnn, maskrcnn and keypointrcnn_resnet50_fpn_coco-*.pth
 
 
-def told(library: Library, names: Iterable[str], path: str) -> tuple[float, str] | None:
+def implied_epsilon(library: Library, names: Iterable[str], path: str) -> tuple[float, str] | None:
   """(the epsilon of the norms of a detector's residual network, what tells it); None where nothing does.
 
   Args:

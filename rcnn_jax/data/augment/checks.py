@@ -1,4 +1,4 @@
-"""What the values of an augmentation may be; what is beyond is told by its class and name when it is made."""
+"""What the values of an augmentation may be; others raise a ValueError that names class and field."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ def positive_range(value: Any, name: str, most: float = float("inf")) -> None:
   low, high = getattr(value, name)
   if not 0 < low <= high <= most:
     limit = "" if most == float("inf") else f" and at most {most:g}"
-    told = f"{name} is ({low:g}, {high:g}): it must be two numbers above 0{limit}, the lower first"
-    raise ValueError(f"{type(value).__name__}: {told}")
+    problem = f"{name} is ({low:g}, {high:g}): it must be two numbers above 0{limit}, the lower first"
+    raise ValueError(f"{type(value).__name__}: {problem}")
 
 
 def at_least(value: Any, name: str, least: float) -> None:

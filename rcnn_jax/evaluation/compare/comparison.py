@@ -67,7 +67,7 @@ def compare(
   resamples: int = bootstrap.RESAMPLES,
   seed: int = 0,
   max_detections: int | None = None,
-  told: Callable[[str], None] = lambda line: None,
+  report: Callable[[str], None] = lambda line: None,
 ) -> Comparison:
   """Compares every variant with the first one.
 
@@ -76,7 +76,7 @@ def compare(
     resamples: R, draws of images.
     seed: of the draws.
     max_detections: counted in each image and class; None for what the runs' evaluations count.
-    told: hears what is being done.
+    report: called with a line on what is being done.
   """
   max_detections = max_detections or counted(inputs)
   counts = bootstrap.draws(len(inputs.truth["images"]), resamples, seed)
@@ -84,7 +84,7 @@ def compare(
   for kind in kinds_of(inputs):
     matches, errors, numbers = {}, {}, {}
     for variant in inputs.variants:
-      told(f"{kind}: {variant.name}")
+      report(f"{kind}: {variant.name}")
       matches[variant.name] = [match(inputs.truth, one.results, kind, max_detections) for one in variant.detectors]
       parts = list(zip(variant.detectors, matches[variant.name]))
       errors[variant.name] = [tide.classify(inputs.truth, one.results, matched) for one, matched in parts]
@@ -123,7 +123,7 @@ def numbers_of(matches: Matches, errors: Errors, counts: np.ndarray) -> dict[str
 
 
 def by_crowding(matches: Matches, counts: np.ndarray) -> dict[str, np.ndarray]:
-  """AP on the images with few objects and on those with many, as told apart by their median."""
+  """AP on the images with few objects and on those with many, divided by their median."""
   objects = matches.num_objects[0].sum(0)
   middle = int(np.median(objects[objects > 0])) if objects.any() else 0
   part = dataclasses.replace(matches, ranges=matches.ranges[:1], hit=matches.hit[:1], ignored=matches.ignored[:1])

@@ -124,8 +124,8 @@ def _program(run: Run, batch: Batch) -> dict[str, float | int | None]:
 
   model = run.experiment.model.with_data(run.categories, run.keypoints)
   detect = jax.jit(lambda variables, batch: model.apply(variables, batch, method="detect"))
-  told = timing.compile_timed(detect, run.variables, batch.replace(truth=None))[1]
-  flops, memory = told.get("GFLOP"), told.get("program_memory_MiB")
+  facts = timing.compile_timed(detect, run.variables, batch.replace(truth=None))[1]
+  flops, memory = facts.get("GFLOP"), facts.get("program_memory_MiB")
   return {"flops": flops and 1e9 * flops, "memory": memory and int(memory * 2**20)}
 
 

@@ -143,8 +143,13 @@ def write(
     page.section("How it was computed", _list(_method(comparison))),
     SCRIPT,
   ]
-  told = {name: dataclasses.asdict(cost) for name, cost in (costs or {}).items()}
-  form = {"made_by": MARK, "warnings": circumstances.warnings(inputs), "costs": told, **tables.as_json(comparison)}
+  measured = {name: dataclasses.asdict(cost) for name, cost in (costs or {}).items()}
+  form = {
+    "made_by": MARK,
+    "warnings": circumstances.warnings(inputs),
+    "costs": measured,
+    **tables.as_json(comparison),
+  }
   write_text(output / "comparison.json", json.dumps(form, indent=1, allow_nan=False) + "\n")
   write_text(output / "table.md", tables.markdown(comparison))
   write_text(output / "numbers.csv", tables.as_csv(comparison))
