@@ -27,9 +27,9 @@ from rcnn_jax.evaluation.predict import predict
 from rcnn_jax.evaluation.results import Found
 from rcnn_jax.evaluation.tiles import Tiles
 from rcnn_jax.evaluation.view_masks import Masker, split
-from rcnn_jax.evaluation.views import Merging, View, views_of
+from rcnn_jax.evaluation.views import Merging, View, check_views, views_of
 from rcnn_jax.experiment import Evaluation, ExperimentError, Views
-from rcnn_jax.models.heads import BoxHead, MaskHead, SoftNms
+from rcnn_jax.models.heads import BoxHead, KeypointHead, MaskHead, SoftNms
 from rcnn_jax.models.pooling import RoiAlign
 from tests import scenes, small_detector
 
@@ -148,7 +148,8 @@ def test_joints_of_a_mirrored_view_come_back():
   numbered = Merging(BoxHead(max_detections=3), names, joint_offset=0.5)([(PLAIN, nothing), (MIRRORED, one)])
   assert numbered.keypoints[0, 1, 0] == 95
   with pytest.raises(EvaluationError, match="which joints a mirror exchanges is said nowhere in the data"):
-    merge([(PLAIN, nothing), (MIRRORED, one)])
+    check_views(Views(flip=True), None, types.SimpleNamespace(heads=(KeypointHead(),)), None)
+  check_views(Views(flip=True), None, types.SimpleNamespace(heads=(KeypointHead(),)), names)
 
 
 @pytest.mark.long

@@ -67,12 +67,11 @@ def evaluate(
     Flat metrics in 0..1; None where the ground truth has nothing to be found.
 
   Raises:
-    EvaluationError: `outdir` holds files of these names that no evaluation wrote; or tiles are asked for beside
-      several views.
+    EvaluationError: `outdir` holds files of these names that no evaluation wrote; or `check_views` raises it.
   """
   outdir = pathlib.Path(outdir)
   _check_outdir(outdir)
-  check_views(settings.views, tiles)
+  check_views(settings.views, tiles, model, source.keypoints)
   annotations = [source.annotations(index, masks=False) for index in range(len(source))]
   start = time.perf_counter()
   if tiles is None:

@@ -48,14 +48,14 @@ def predict(
     The files that could not be read; each has been named in a warning on stderr.
 
   Raises:
-    EvaluationError: `output` is no folder, or holds a detections.json that no prediction wrote; or tiles are asked
-      for where the run has views.
+    EvaluationError: `output` is no folder, or holds a detections.json that no prediction wrote; or `check_views`
+      raises it.
   """
   check_output(output)
   data, model = run.experiment.data, run.experiment.model.with_data(run.categories, run.keypoints)
   search, views = chosen_search(data), views_of(run.experiment.evaluation.views, data)
   category_ids = [category.id for category in run.categories]
-  check_views(run.experiment.evaluation.views, tiles)
+  check_views(run.experiment.evaluation.views, tiles, model, run.keypoints)
   if tiles is not None and search is not None:
     raise EvaluationError("tiles need a model that makes its own proposals")
   with tqdm(total=len(files), unit="image", file=sys.stderr, disable=None, leave=False) as bar:

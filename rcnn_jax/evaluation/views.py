@@ -51,7 +51,7 @@ class Merging:
   """What views are merged by: the model's own NMS, and what a mirror does to joints."""
 
   head: nn.Module  # has nms_iou and max_detections, and soft_nms or none
-  keypoints: KeypointNames | None = None
+  keypoints: KeypointNames | None = None  # where the model gives joints (`check_views`)
   joint_offset: float = 0.0  # of `Data`
 
   def __call__(self, parts: Sequence[tuple[View, Found]]) -> Found:
@@ -68,18 +68,19 @@ class Merging:
     boxes, keypoints, width = found.boxes.copy(), found.keypoints, found.size[1]
     boxes[:, 0] = width - boxes[:, 0] - boxes[:, 2]
     if keypoints is not None:
-      if self.keypoints is None:
-        raise EvaluationError("evaluation.views.flip: which joints a mirror exchanges is said nowhere in the data")
       keypoints = keypoints[:, self.keypoints.flip_order]
       # The offset has been taken from them already: on the other side of the mirror, it is taken once more.
       keypoints[..., 0] = width - 2 * self.joint_offset - keypoints[..., 0]
     return dataclasses.replace(found, boxes=boxes, counts=None, keypoints=keypoints)
 
 
-def check_views(settings: Views, tiles: Tiles | None) -> None:
-  """Raises EvaluationError where images are to be looked at by tiles and by several views."""
+def check_views(settings: Views, tiles: Tiles | None, model: nn.Module, keypoints: KeypointNames | None) -> None:
+  """Raises EvaluationError for tiles beside several views, and for a mirror of joints of which no pairs are known."""
   if tiles is not None and settings != Views():
     raise EvaluationError("tiles are looked at by one view each: leave evaluation.views as it is, or --tile away")
+  gives_joints = any(head.field == "keypoints" for head in getattr(model, "heads", ()))
+  if settings.flip and gives_joints and keypoints is None:
+    raise EvaluationError("evaluation.views.flip: which joints a mirror exchanges is said nowhere in the data")
 
 
 def views_of(settings: Views, data: Data) -> tuple[View, ...]:
