@@ -77,9 +77,9 @@ def evaluate(variables, step):
 def train(workdir, stop_at=None):
   """The whole training; it dies when it says something that begins with `stop_at`."""
 
-  def carry_out(stage, variables, say):
+  def carry_out(stage, variables, log_line):
     def hear(text):
-      say(text)
+      log_line(text)
       if stop_at and text.startswith(stop_at):
         raise KeyboardInterrupt
 

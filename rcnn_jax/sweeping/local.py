@@ -36,9 +36,9 @@ class Work:
 class Pool:
   """Runs units of trials in the slots of this machine; one failure stops nothing."""
 
-  def __init__(self, workdir: pathlib.Path, slots: tuple[Slot, ...], start: Start, say: Callable[[str], None]):
-    """`say` logs a line for each trial that begins or ends."""
-    self.workdir, self.slots, self.start, self.say = workdir, slots, start, say
+  def __init__(self, workdir: pathlib.Path, slots: tuple[Slot, ...], start: Start, log_line: Callable[[str], None]):
+    """`log_line` logs a line for each trial that begins or ends."""
+    self.workdir, self.slots, self.start, self.log_line = workdir, slots, start, log_line
     self.failed: dict[str, str] = {}  # name -> the reason
     self.elsewhere: list[str] = []  # what other workers are at
     self._killed: collections.Counter[str] = collections.Counter()
@@ -76,7 +76,7 @@ class Pool:
       slot = free.pop(0)
       begun = self.start(name, slot)
       if begun is not None:
-        self.say(f"{name}: started")
+        self.log_line(f"{name}: started")
         busy[id(slot)] = Work(slot, unit, name, begun)
         return
       free.append(slot)
@@ -102,17 +102,17 @@ class Pool:
     status = work.attempt.end()
     code = work.attempt.process.returncode
     if code == 0:
-      self.say(f"{work.name}: finished")
+      self.log_line(f"{work.name}: finished")
     elif status.state in ("preempted", "interrupted"):
       raise Stopped(f"stopped in trial {work.name}; start again to go on from there")
     elif code == -signal.SIGKILL and self._killed[work.name] < MAX_KILLED:
       self._killed[work.name] += 1
-      self.say(f"{work.name}: {status.reason}; it goes on from its last checkpoint")
+      self.log_line(f"{work.name}: {status.reason}; it goes on from its last checkpoint")
       waiting.append([work.name, *work.left])
       return
     else:
       self.failed[work.name] = status.reason
-      self.say(f"{work.name}: failed: {status.reason}")
+      self.log_line(f"{work.name}: failed: {status.reason}")
       if work.name.startswith("trained/"):
         self.failed |= dict.fromkeys(work.left, f"{work.name} failed")
         return

@@ -77,27 +77,27 @@ class Cache:
 
 
 def cache(
-  folder: pathlib.Path, model: nn.Module, variables: dict, regions: Regions, say: Callable[[str], None]
+  folder: pathlib.Path, model: nn.Module, variables: dict, regions: Regions, log_line: Callable[[str], None]
 ) -> Cache:
-  """Computes what of the features is not on disk yet; `say` logs a line of progress."""
+  """Computes what of the features is not on disk yet; `log_line` logs a line of progress."""
   settings = {
     "version": VERSION,
     "parameters": checksum(variables),
     "batches": regions.count,
     "pair_iou": regions.pair_iou,
   }
-  _claim(folder, settings, say)
+  _claim(folder, settings, log_line)
   first = next((i for i in range(regions.count) if not _path(folder, i, "rows.npz").exists()), regions.count)
   variables = jax.device_put(variables)
   if 0 < first < regions.count:
-    say(f"features: {first} of {regions.count} batches are on disk already")
+    log_line(f"features: {first} of {regions.count} batches are on disk already")
   began = time.perf_counter()
   for index, batch in zip(range(first, regions.count), regions.start(first) if first < regions.count else ()):
     seen = jax.device_get(_look(model, variables, batch))
     _write(folder, index, batch, seen, regions.pair_iou, time.perf_counter() - began)
     began = time.perf_counter()
     if (index + 1) % max(regions.count // 10, 1) == 0 or index + 1 == regions.count:
-      say(f"features: {index + 1} of {regions.count} batches")
+      log_line(f"features: {index + 1} of {regions.count} batches")
   return Cache(folder, regions.count)
 
 
@@ -163,11 +163,11 @@ def _write(
   partial.replace(_path(folder, index, "rows.npz"))
 
 
-def _claim(folder: pathlib.Path, settings: dict[str, Any], say: Callable[[str], None]) -> None:
+def _claim(folder: pathlib.Path, settings: dict[str, Any], log_line: Callable[[str], None]) -> None:
   """Makes the folder one for these settings, emptied where it was for others."""
   path = folder / "settings.json"
   if path.exists() and json.loads(path.read_text()) != settings:
-    say(f"features: those in {folder} are of other parameters, and are computed anew")
+    log_line(f"features: those in {folder} are of other parameters, and are computed anew")
     shutil.rmtree(folder)
   write_json(path, settings)
 

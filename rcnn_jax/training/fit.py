@@ -14,7 +14,7 @@ from rcnn_jax.ops import boxes
 from rcnn_jax.training import features, optim, ridge, svm
 from rcnn_jax.training.stages import FitBoxRegression, FitSvms
 
-Say = Callable[[str], None]
+LogLine = Callable[[str], None]
 Numbers = dict[str, float]  # of a row of metrics.jsonl
 
 
@@ -24,7 +24,7 @@ def fit(
   variables: dict,
   regions: features.Regions,
   folder: pathlib.Path,
-  say: Say,
+  log_line: LogLine,
 ) -> tuple[dict, Numbers]:
   """The variables with the head's SVMs or ridge regression fitted, and what is to be logged of it.
 
@@ -36,17 +36,17 @@ def fit(
     variables: of the model.
     regions: the training data.
     folder: where features are kept; fits with the same network share them.
-    say: prints a line for people.
+    log_line: prints a line for people.
 
   Raises:
     TrainingError: for a model with another head.
   """
   if "svm" not in variables["params"]["box"]:
     raise optim.TrainingError(f"{type(stage).__name__} needs box=RcnnHead(...), not {type(model.box).__name__}")
-  stored = features.cache(folder, model, variables, regions, say)
+  stored = features.cache(folder, model, variables, regions, log_line)
   began, flat = time.perf_counter(), optim.flatten(variables)
   fitter = fit_svms if isinstance(stage, FitSvms) else fit_boxes
-  fitted, numbers = fitter(stage, stored, model.num_classes, say)
+  fitted, numbers = fitter(stage, stored, model.num_classes, log_line)
   for path, value in fitted.items():
     assert flat[path].shape == np.shape(value), path
     flat[path] = jnp.asarray(value, jnp.float32)
@@ -54,18 +54,20 @@ def fit(
   return optim.unflatten(flat), numbers | times
 
 
-def fit_svms(stage: FitSvms, stored: features.Cache, num_classes: int, say: Say) -> tuple[dict, Numbers]:
+def fit_svms(stage: FitSvms, stored: features.Cache, num_classes: int, log_line: LogLine) -> tuple[dict, Numbers]:
   """The leaves of `params/box/svm`."""
   scale = stage.norm / max(_mean_norm(rows.features for rows in stored.rows()), 1e-6)
-  svms, numbers = svm.mine(stored.rows, num_classes, stage, scale, say)
+  svms, numbers = svm.mine(stored.rows, num_classes, stage, scale, log_line)
   lacking = np.flatnonzero(svms.bias == svm.NEVER) + 1
   if len(lacking):
-    say(f"SVMs: no object of class {', '.join(map(str, lacking))} to learn from: it will not be detected")
+    log_line(f"SVMs: no object of class {', '.join(map(str, lacking))} to learn from: it will not be detected")
   leaves = {"kernel": svms.kernel, "bias": svms.bias, "scale": np.float32(scale)}
   return {f"params/box/svm/{name}": value for name, value in leaves.items()}, numbers
 
 
-def fit_boxes(stage: FitBoxRegression, stored: features.Cache, num_classes: int, say: Say) -> tuple[dict, Numbers]:
+def fit_boxes(
+  stage: FitBoxRegression, stored: features.Cache, num_classes: int, log_line: LogLine
+) -> tuple[dict, Numbers]:
   """The leaves of `params/box/ridge`."""
   scale = stage.norm / max(_mean_norm(pairs.pooled for pairs in stored.pairs()), 1e-6)
   fits = []
@@ -73,14 +75,14 @@ def fit_boxes(stage: FitBoxRegression, stored: features.Cache, num_classes: int,
     try:
       fits.append(ridge.fit(*_pairs_of(stage, stored, k, scale), stage.penalty))
     except ridge.Singular as error:
-      say(f"box regression: class {k + 1} keeps its boxes where the proposals are: {error}")
+      log_line(f"box regression: class {k + 1} keeps its boxes where the proposals are: {error}")
       fits.append(None)
   size = next(stored.pairs()).pooled.shape[1]
   nothing = ridge.Fit(np.zeros((size, 4)), np.zeros(4), 0, 0.0)
   whole = [each or nothing for each in fits]
   num_pairs = sum(each.num_rows for each in whole)
   residual = sum(each.residual * each.num_rows for each in whole) / max(num_pairs, 1)
-  say(f"box regression: {num_pairs:,} pairs, mean squared residual {residual:.4g}")
+  log_line(f"box regression: {num_pairs:,} pairs, mean squared residual {residual:.4g}")
   leaves = {
     "kernel": np.stack([scale * each.kernel for each in whole], axis=1),
     "bias": np.stack([each.bias for each in whole]),

@@ -93,7 +93,7 @@ class RunLog:
         for writer in self._writers:
           writer.add_scalar(f"{kind}/{name}", value, step)
 
-  def say(self, text: str) -> None:
+  def line(self, text: str) -> None:
     """Prints a line for people, at once."""
     if self.active:
       print(text, flush=True)

@@ -232,10 +232,10 @@ class _Trainer:
     best = self.experiment.evaluation.keep_best
     self.scores += [row.get(best) for row in past_rows if row["kind"] == "eval" and row["step"] <= start]
     for note in resumed.notes:
-      self.log.say(note)
+      self.log.line(note)
     if start:
       self.batches.set_state(resumed.loader)
-      self.log.say(f"resuming at step {start} of {self.total}")
+      self.log.line(f"resuming at step {start} of {self.total}")
       if not any(row["step"] == start and row["kind"] == "eval" for row in past_rows):
         self._evaluate_if_due(start, state)
     for span in self.spans:
@@ -248,7 +248,7 @@ class _Trainer:
           state = self._fit(state, span)
         start, unlogged = span.last, []
     if self._out_of_patience():
-      self.log.say(f"no better {best} in {self.experiment.evaluation.patience} evaluations: the training ends here")
+      self.log.line(f"no better {best} in {self.experiment.evaluation.patience} evaluations: the training ends here")
     return state
 
   def _next_state(self, variables: dict, stage: Stage, step: int) -> TrainState:
@@ -272,7 +272,7 @@ class _Trainer:
     )
     batch_size = self.experiment.data.batch_size[0]
     self._announce(state, span)
-    watch = soundness.Watch(limit, int(state.skipped), self.log.say)
+    watch = soundness.Watch(limit, int(state.skipped), self.log.line)
     for step in range(start + 1, span.last + 1):
       self.trace.begin(step)
       batch = self._next_batch(interval, step)
@@ -285,11 +285,11 @@ class _Trainer:
         if logging or saving:
           watch.flush()
       if self.trace.end(step, metrics):
-        self.log.say(f"the trace of steps up to {step} is in {self.workdir}/tensorboard")
+        self.log.line(f"the trace of steps up to {step} is in {self.workdir}/tensorboard")
       if logging:
         values = interval.summary()
         self.log.write(step, "train", values)
-        self.log.say(progress_line(step, self.total, values, batch_size))
+        self.log.line(progress_line(step, self.total, values, batch_size))
         interval = Interval()
       if saving:
         began = time.perf_counter()
@@ -321,9 +321,9 @@ class _Trainer:
     """A stage of one step: what it fits is saved, logged and evaluated."""
     if self.fit is None or jax.process_count() > 1:
       raise TrainingError(f"{type(span.stage).__name__} runs in a single process, under launch.train")
-    self.log.say(f"stage {self.spans.index(span) + 1} of {len(self.spans)}: {type(span.stage).__name__}")
+    self.log.line(f"stage {self.spans.index(span) + 1} of {len(self.spans)}: {type(span.stage).__name__}")
     with self._interruptible(span.first):
-      variables, numbers = self.fit(span.stage, jax.device_get(state.variables()), self.log.say)
+      variables, numbers = self.fit(span.stage, jax.device_get(state.variables()), self.log.line)
     state = self._next_state(variables, span.stage, span.last)
     self.log.write(span.last, "fit", numbers)
     self.store.save(span.last, state, self.batches.get_state(), [])
@@ -345,7 +345,7 @@ class _Trainer:
   def _announce(self, state: TrainState, span: Span) -> None:
     trainable, frozen = partition(state.params, resolve(span.stage.rules, state.params))
     moving, still = (sum(leaf.size for leaf in part.values()) for part in (trainable, frozen))
-    self.log.say(
+    self.log.line(
       f"stage {self.spans.index(span) + 1} of {len(self.spans)}: steps {span.first + 1} to {span.last}, "
       f"{moving:,} parameters trained, {still:,} frozen, {self.mesh.size} device(s)"
     )
@@ -367,7 +367,7 @@ class _Trainer:
       seconds = time.perf_counter() - began
       interval.exclude(seconds)
       canvas = "x".join(str(side) for side in batch.image.shape[1:3])
-      self.log.say(f"compiled train step {programs + 1} for canvas {canvas} in {clock(seconds)}")
+      self.log.line(f"compiled train step {programs + 1} for canvas {canvas} in {clock(seconds)}")
     return state, metrics
 
   def _save_due(self, step: int) -> bool:
@@ -390,9 +390,9 @@ class _Trainer:
     self.scores.append(metrics.get(self.experiment.evaluation.keep_best))
     best = self.experiment.evaluation.keep_best
     score = "none" if metrics.get(best) is None else f"{metrics[best]:.4f}"
-    self.log.say(f"evaluated step {step} in {clock(time.perf_counter() - began)}: {best} {score}")
+    self.log.line(f"evaluated step {step} in {clock(time.perf_counter() - began)}: {best} {score}")
     if best not in metrics:
       near = ", ".join(difflib.get_close_matches(best, metrics, n=3, cutoff=0.4))
-      self.log.say(
+      self.log.line(
         f"evaluation.keep_best: no metric {best!r} (nearest: {near}); the latest checkpoint is taken for best"
       )

@@ -200,9 +200,9 @@ def batches(experiment: Experiment, source: Any, epoch: loader.Epoch, num_steps:
 def fitting(experiment: Experiment, source: Any, workdir: str, model: nn.Module) -> loop.CarryOut:
   """The function that carries out moves of parameters, and the fits, with their features in DIR/features."""
 
-  def carry_out(stage: Any, variables: dict, say: Callable[[str], None]) -> tuple[dict, dict[str, float]]:
+  def carry_out(stage: Any, variables: dict, log_line: Callable[[str], None]) -> tuple[dict, dict[str, float]]:
     if isinstance(stage, (CopyParameters, ResetParameters)):
-      return moved(stage, variables, say)
+      return moved(stage, variables, log_line)
     pairs = [each.min_iou for each in experiment.stages if isinstance(each, FitBoxRegression)]
     data = experiment.data
     if data.proposals is None:
@@ -218,16 +218,16 @@ def fitting(experiment: Experiment, source: Any, workdir: str, model: nn.Module)
     )
     batches = loader.eval_batches(plain, source)
     regions = features.Regions(batches.start, len(batches), min(pairs, default=1.0))
-    return fit.fit(stage, model, variables, regions, pathlib.Path(workdir, "features"), say)
+    return fit.fit(stage, model, variables, regions, pathlib.Path(workdir, "features"), log_line)
 
-  def moved(stage: Any, variables: dict, say: Callable[[str], None]) -> tuple[dict, dict[str, float]]:
+  def moved(stage: Any, variables: dict, log_line: Callable[[str], None]) -> tuple[dict, dict[str, float]]:
     if isinstance(stage, CopyParameters):
       variables, count = moves.copy(stage, variables)
-      say(f"{stage.target}: {count:,} parameters copied from {stage.source}")
+      log_line(f"{stage.target}: {count:,} parameters copied from {stage.source}")
     else:
       initial = initial_variables(experiment, model, None, None, pretrained=True)
       variables, count = moves.reset(stage, variables, initial)
-      say(f"{stage.pattern}: {count:,} parameters begin anew")
+      log_line(f"{stage.pattern}: {count:,} parameters begin anew")
     return variables, {"parameters": count}
 
   return carry_out

@@ -41,10 +41,10 @@ class NotFinite(optim.TrainingError):
 class Watch:
   """Looks at every step as soon as it is done, and counts those that were skipped in a row."""
 
-  def __init__(self, limit: int, streak: int, say: Callable[[str], None]):
-    """`limit`: in a row, `streak`: of them so far, `say`: prints a line for people."""
+  def __init__(self, limit: int, streak: int, log_line: Callable[[str], None]):
+    """`limit`: in a row, `streak`: of them so far, `log_line`: prints a line for people."""
     self.streak = streak
-    self._limit, self._say = limit, say
+    self._limit, self._log_line = limit, log_line
     self._waiting: collections.deque = collections.deque()  # (step, batch, metrics on the device)
 
   def add(self, step: int, batch: Any, metrics: dict[str, jax.Array]) -> None:
@@ -68,7 +68,7 @@ class Watch:
     summary = f"{fault(values)} at step {step}; image ids {ids}"
     if self.streak >= self._limit:
       raise NotFinite(f"{summary}: {self.streak} in a row", step, batch)
-    self._say(f"{summary}: the step changes nothing")
+    self._log_line(f"{summary}: the step changes nothing")
 
 
 def fault(values: dict[str, float]) -> str:

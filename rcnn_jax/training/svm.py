@@ -92,7 +92,11 @@ class Rows:
 
 
 def mine(
-  chunks: Callable[[], Iterable[Rows]], num_classes: int, settings: FitSvms, scale: float, say: Callable[[str], None]
+  chunks: Callable[[], Iterable[Rows]],
+  num_classes: int,
+  settings: FitSvms,
+  scale: float,
+  log_line: Callable[[str], None],
 ) -> tuple[Svms, dict[str, float]]:
   """Fits the SVMs to all positives and all hard negatives: to what fitting them to every negative would give.
 
@@ -103,7 +107,7 @@ def mine(
     num_classes: K.
     settings: costs and thresholds.
     scale: the factor on the features, beforehand.
-    say: logs a line of progress.
+    log_line: logs a line of progress.
 
   Returns:
     The SVMs, whose biases are NEVER for a class without a positive, and how the mining went.
@@ -115,10 +119,10 @@ def mine(
     converged = svms is not None and not found
     if not converged:
       svms, rounds = cache.fit(svms), rounds + 1
-      say(f"SVMs, round {rounds}: {found:,} negatives added, {cache.num_negatives:,} of {cache.seen:,} held")
+      log_line(f"SVMs, round {rounds}: {found:,} negatives added, {cache.num_negatives:,} of {cache.seen:,} held")
       cache.drop_easy(svms)
   if not converged:
-    say(f"SVMs: not known to have converged after {rounds} rounds (FitSvms.max_rounds)")
+    log_line(f"SVMs: not known to have converged after {rounds} rounds (FitSvms.max_rounds)")
   none = ~cache.has_positives
   kernel, bias = np.where(none, 0, svms.kernel), np.where(none, NEVER, svms.bias)
   return dataclasses.replace(svms, kernel=kernel, bias=bias), {
