@@ -105,6 +105,7 @@ def about(run: Any, exported: export.Exported, canvases: Sequence[tuple[int, int
     "step": run.step,
     "classes": [{"class": k, "id": one.id, "name": one.name} for k, one in enumerate(run.categories, start=1)],
     "keypoints": list(run.keypoints.names) if run.keypoints else None,
+    "pasting": next((head.pasting for head in getattr(model, "heads", ()) if head.field == "masks"), None),
     "score_threshold": getattr(getattr(model, "box", None), "score_threshold", None),
     "canvases": [list(canvas) for canvas in canvases],
     "resize": dataclasses.asdict(data.resize),

@@ -116,6 +116,7 @@ def test_what_travels_with_the_program(tmp_path):
   with zipfile.ZipFile(tmp_path / "detector.zip") as file:
     said = json.loads(file.read("about.json"))
   assert said["classes"][1] == {"class": 2, "id": 9, "name": "green"}
+  assert said["keypoints"] is None and said["pasting"] is None
   assert said["canvases"] == [[48, 64], [64, 48]] and said["platforms"] == ["cpu", "tpu"] and said["step"] == 12
   assert said["takes"] == {"images": "uint8[2, h, w, 3]", "sizes": "int32[2, 2]"}
   assert said["gives"]["boxes"] == "float32[2, 3, 4]" and said["gives"]["masks"] == "float32[2, 3, 28, 28]"
