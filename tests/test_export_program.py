@@ -122,6 +122,34 @@ def test_what_travels_with_the_program(tmp_path):
   assert said["gives"]["boxes"] == "float32[2, 3, 4]" and said["gives"]["masks"] == "float32[2, 3, 28, 28]"
 
 
+@pytest.mark.parametrize(
+  "resize, canvases, most",
+  [
+    (Resize((48,), 64), ((48, 64), (64, 48)), 0),
+    (Resize((50,), 90, pixels="float32"), PaddedToMultiple(32), 0.01),  # torchvision's
+    (Resize((50,), 90, interpolation="pillow", rounding="nearest"), PaddedToMultiple(32), 1),  # Detectron2's
+  ],
+)
+def test_a_batch_is_prepared_as_by_the_input_pipeline(resize, canvases, most):
+  rng, sizes = np.random.default_rng(0), [(61, 85), (64, 80), (30, 45)]
+  drawn = [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+  data = Data(train=None, eval=None, resize=resize, canvases=canvases)
+  expected = pipeline.image_batch(drawn, data)
+  corner = np.full((3, 70, 90, 3), 99, np.uint8)
+  for row, image in zip(corner, drawn):
+    row[: image.shape[0], : image.shape[1]] = image
+  canvas = expected.image.shape[1:3]
+  found = jax.jit(lambda *inputs: export_program.prepared(*inputs, data, canvas).replace(truth=()))(
+    corner, np.array(sizes, np.int32)
+  )
+  assert found.image.dtype == expected.image.dtype
+  np.testing.assert_array_equal(found.image_size, expected.image_size)
+  np.testing.assert_array_equal(found.scale, expected.scale)
+  for row, (height, width) in enumerate(expected.image_size):
+    of_both = (np.float64(each.image[row, :height, :width]) for each in (found, expected))
+    np.testing.assert_allclose(*of_both, rtol=0, atol=most)
+
+
 @settings(max_examples=60, deadline=None)
 @given(size=st.tuples(st.integers(1, 3000), st.integers(1, 3000)), rounding=st.sampled_from(["down", "nearest"]))
 def test_sizes_scales_and_canvases_are_those_of_the_input_pipeline(size, rounding):
