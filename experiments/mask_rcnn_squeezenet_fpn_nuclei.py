@@ -1,7 +1,8 @@
 """Mask R-CNN, SqueezeNet 1.1 + FPN from ImageNet, on nuclei (334 microscope images, 1 class).  arXiv:1703.06870.
 
-Measured over three seeds: box AP 0.477 ± 0.006, mask AP 0.493 ± 0.004; torchvision, over five, 0.474 ± 0.003 and 0.433 ±
-0.004 (docs/results.md). Without padding in SqueezeNet, as torchvision's: 0.473 ± 0.002 and 0.488 ± 0.002 (jax 0.10.2).
+Measured over three seeds: box AP 0.477 ± 0.006, mask AP 0.493 ± 0.004; torchvision, over five: 0.474 ± 0.003 and
+0.433 ± 0.004 (docs/results.md). Without padding in SqueezeNet, as torchvision's: 0.473 ± 0.002 and 0.488 ± 0.002
+(jax 0.10.2).
 
     python -m launch.train --experiment=mask_rcnn_squeezenet_fpn_nuclei --workdir=runs/nuclei
 """
