@@ -1,6 +1,6 @@
 """Faster R-CNN, SqueezeNet 1.1 from ImageNet, on BCCD (364 blood smears, 3 classes).  arXiv:1506.01497, 1602.07360.
 
-Measured: box AP 0.585 ± 0.006, AP50 0.891 ± 0.003 (2 seeds; docs/results.md); torchvision 0.582, 0.895.
+Measured: box AP 0.582 ± 0.006, AP50 0.891 ± 0.002 (3 seeds; docs/results.md); torchvision 0.582, 0.895.
 
     python -m launch.train --experiment=faster_rcnn_squeezenet_bccd --workdir=runs/bccd
 """
