@@ -12,7 +12,7 @@ import pytest
 from flax import traverse_util
 
 from rcnn_jax.data import images
-from rcnn_jax.models.detector import Detector, variable_shapes
+from rcnn_jax.models.detector import Detector
 from rcnn_jax.weights import backbone, torchvision
 from rcnn_jax.weights.library import Library
 from tests import filling
@@ -60,11 +60,6 @@ def filled_detector(shapes: dict, detector: Detector, library: Library = torchvi
   blank = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes)
   theirs = library.export(blank, detector)
   return library.load({k: filling.tensor(k, v.shape) for k, v in theirs.items()}, blank, detector)
-
-
-def shapes_of(model: Detector) -> dict:
-  """The shapes of the detector's variables; none is computed."""
-  return variable_shapes(model, (64, 64))
 
 
 def numbered(shapes: dict) -> dict:

@@ -17,10 +17,11 @@ from safetensors.numpy import load_file, save_file
 
 from launch.import_weights import import_run, library_of
 from rcnn_jax import experiment as experiments
+from rcnn_jax.models.detector import variable_shapes
 from rcnn_jax.training import checkpoint
 from rcnn_jax.weights import detectron2, labels, torchvision
 from rcnn_jax.weights.errors import WeightsError
-from tests.parity import assert_equal, numbered, shapes_of
+from tests.parity import assert_equal, numbered
 
 ROOT = pathlib.Path(__file__).parents[1]
 NAMES = ROOT / "tests" / "fixtures" / "detectron2_names.json"  # written by record_detectron2.py
@@ -43,7 +44,7 @@ def small():
 @functools.cache
 def template():
   """The shapes of the small detector's variables."""
-  return shapes_of(small().model)
+  return variable_shapes(small().model, (64, 64))
 
 
 @functools.cache
@@ -70,7 +71,7 @@ def tensors():
 )
 def test_the_names_and_shapes_are_those_of_detectron2s_state_dict(name):
   model = experiments.load(f"detectron2_{name}").model
-  zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes_of(model))
+  zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), variable_shapes(model, (64, 64)))
   exported = {name: list(tensor.shape) for name, tensor in detectron2.export(zeros, model).items()}
   assert exported == json.loads(NAMES.read_text())[name]
 

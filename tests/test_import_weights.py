@@ -23,7 +23,7 @@ from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.training import checkpoint
 from rcnn_jax.weights import labels, norms, torchvision
 from rcnn_jax.weights.errors import WeightsError
-from tests.parity import assert_equal, numbered, shapes_of
+from tests.parity import assert_equal, numbered
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures"
 NAMES = FIXTURES / "torchvision_names.json"  # of model.state_dict(), written by record_weight_files.py
@@ -46,7 +46,7 @@ def small():
 @functools.cache
 def template():
   """The shapes of the small detector's variables."""
-  return shapes_of(small().model)
+  return variable_shapes(small().model, (64, 64))
 
 
 @functools.cache
@@ -67,7 +67,7 @@ def tensors():
 )
 def test_the_names_and_shapes_are_those_of_torchvisions_state_dict(builder):
   model = experiments.load(f"torchvision_{builder}").model
-  zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), shapes_of(model))
+  zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), variable_shapes(model, (64, 64)))
   exported = {name: list(tensor.shape) for name, tensor in torchvision.export(zeros, model).items()}
   assert exported == json.loads(NAMES.read_text())[builder]
 

@@ -11,7 +11,7 @@ import pytest
 from rcnn_jax import experiment as experiments
 from rcnn_jax import older
 from rcnn_jax.experiment import ExperimentError
-from rcnn_jax.models.detector import Detector, blank_batch
+from rcnn_jax.models.detector import Detector, blank_batch, variable_shapes
 from rcnn_jax.models.heads import KeypointHead, MaskHead
 from rcnn_jax.training import checkpoint
 from tests.small_detector import small_detector
@@ -85,4 +85,4 @@ def test_heads_are_replaced_added_and_left_out_by_their_key():
 def test_two_heads_of_one_kind_are_refused():
   model = small_detector(heads=(MaskHead(), MaskHead()))
   with pytest.raises(ValueError, match="two of one kind: mask, mask"):
-    jax.eval_shape(lambda: model.init(jax.random.key(0), blank_batch(1, (64, 64)), method="detect"))
+    variable_shapes(model, (64, 64))

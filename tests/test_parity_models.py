@@ -18,7 +18,7 @@ from rcnn_jax.models.backbones.fpn import Fpn
 from rcnn_jax.models.backbones.resnet import ResNet
 from rcnn_jax.models.backbones.squeezenet import SqueezeNet
 from rcnn_jax.models.backbones.vgg import Vgg16
-from rcnn_jax.models.detector import Detector, RoiSampler, blank_batch
+from rcnn_jax.models.detector import Detector, RoiSampler, blank_batch, variable_shapes
 from rcnn_jax.models.heads import BoxHead, FcTrunk, MaskHead
 from rcnn_jax.models.pooling import RoiAlign
 from rcnn_jax.models.proposers import Rpn
@@ -93,7 +93,7 @@ def detector(depth: int = 18) -> Detector:
 def variables(depth: int = 18) -> dict:
   """The detector's filled variables."""
   model = detector(depth)
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), blank_batch(1, (64, 64)), method="detect"))
+  shapes = variable_shapes(model, (64, 64))
   return filled_detector(shapes, model)
 
 

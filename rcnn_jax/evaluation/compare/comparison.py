@@ -123,7 +123,7 @@ def numbers_of(matches: Matches, errors: Errors, counts: np.ndarray) -> dict[str
 
 
 def by_crowding(matches: Matches, counts: np.ndarray) -> dict[str, np.ndarray]:
-  """AP on the images with few objects and on those with many, divided by their median."""
+  """AP on the images with at most the median number of objects, and on those with more."""
   objects = matches.num_objects[0].sum(0)
   middle = int(np.median(objects[objects > 0])) if objects.any() else 0
   part = dataclasses.replace(matches, ranges=matches.ranges[:1], hit=matches.hit[:1], ignored=matches.ignored[:1])
